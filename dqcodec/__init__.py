@@ -1,0 +1,58 @@
+"""dqcodec: compact training sets.
+
+    dqcodec.encode("imagenet/", "out.dqz")     an image folder -> one file
+    dqcodec.DQZDataset("out.dqz")              a torch Dataset (needs torch)
+    dqcodec.open("out.dqz")                    numpy arrays, for edge devices
+    dqcodec.select(features, labels)           dataset quantization by itself
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+from dqcodec.decode import DQZFile, open
+from dqcodec.encode import EncodeOptions, EncodeResult, encode
+from dqcodec.errors import (
+    ChecksumError,
+    DQZError,
+    FormatError,
+    OptionError,
+    OutputError,
+    SourceError,
+    TruncatedError,
+    UnsupportedFeatureError,
+)
+from dqcodec.select import Selection, select
+
+if TYPE_CHECKING:
+    from dqcodec.data.dataset import DQZDataset
+
+__all__ = [
+    "ChecksumError",
+    "DQZDataset",
+    "DQZError",
+    "DQZFile",
+    "EncodeOptions",
+    "EncodeResult",
+    "FormatError",
+    "OptionError",
+    "OutputError",
+    "Selection",
+    "SourceError",
+    "TruncatedError",
+    "UnsupportedFeatureError",
+    "encode",
+    "open",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """DQZDataset is imported when it is asked for, because it needs torch."""
+    if name == "DQZDataset":
+        from dqcodec.data.dataset import DQZDataset
+
+        return DQZDataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Values <-> bytes of one sample: the quantizer (`quantize`) and the transform `pixel` (`pixel`)."""

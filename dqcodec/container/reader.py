@@ -1,0 +1,325 @@
+"""Reading a .dqz: everything is checked before it is believed, a sample is one positioned read.
+
+Opening reads the ZIP directory, the header and the columns; `read` returns the coded bytes of samples after their
+checksums. Nothing is allocated from a stated size before that size is known to fit the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+
+from dqcodec.container import spec
+from dqcodec.container.spec import Array, Header
+from dqcodec.errors import ChecksumError, FormatError, TruncatedError
+
+_BLOCK = 1 << 20
+_MAX_INFLATE_RATIO = 1032  # deflate cannot expand further
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where the bytes of a stored ZIP member lie: first byte, number of bytes, CRC-32."""
+
+    start: int
+    size: int
+    crc: int
+
+
+class Reader:
+    """An open .dqz.
+
+        header    the checked header
+        columns   arrays by name; `label`, `bits`, `scale`, `length` and `checksum` are always there
+        offsets   int64 (N + 1,), where each sample starts in the payload, and its end
+
+    Safe to use from several threads: reads carry their position.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._open()
+        except FormatError as error:
+            self.close()
+            raise type(error)(f"{self.path}: {error}", path=self.path, member=error.member, sample=error.sample) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self._file: IO[bytes] = open(self.path, "rb")  # noqa: SIM115 - closed by close()
+        self.size = os.fstat(self._file.fileno()).st_size
+        self.members = read_directory(self._file, self.size)
+        self.header: Header = spec.parse_header(self._member(spec.ROOT, spec.MAX_ROOT))
+        payload = self._check_payload()
+        if self.header.samples > payload.size:
+            raise FormatError(f"{self.header.samples} samples in {payload.size} payload bytes", member=spec.ROOT)
+        self.columns = {name: self._column(name) for name in spec.COLUMNS if f"{name}/zarr.json" in self.members}
+        missing = [name for name, column in spec.COLUMNS.items() if column.required and name not in self.columns]
+        if missing:
+            raise FormatError(f"the column {missing[0]} is missing", member=missing[0])
+        self._payload = payload
+        self.offsets = np.concatenate([[0], np.cumsum(self.columns["length"], dtype=np.int64)])
+        if int(self.offsets[-1]) != payload.size:
+            raise FormatError(
+                f"length: the lengths add up to {int(self.offsets[-1])}, the payload has {payload.size} bytes",
+                member="length",
+            )
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """Values that index something must be inside it."""
+        header, columns = self.header, self.columns
+        self._below("length", 1, None)
+        self._below("label", 0, len(header.classes))
+        if "mask" in columns:
+            mask, used = columns["mask"], header.patches % 8
+            bad = np.flatnonzero(~mask.any(1) | ((mask[:, -1] >> used > 0) if used else False))
+            if bad.size:
+                raise FormatError(
+                    f"mask: sample {bad[0]} keeps no patch or has bits after the last one",
+                    member="mask",
+                    sample=int(bad[0]),
+                )
+        if ("bins/size" in columns) != ("bins/taken" in columns) or ("bin" in columns) != ("bins/size" in columns):
+            raise FormatError("bin, bins/size and bins/taken come together or not at all", member="bins")
+        if "bin" in columns:
+            shape = columns["bins/size"].shape
+            if shape != columns["bins/taken"].shape or shape[0] != len(header.classes) or shape[1] > spec.MAX_BINS:
+                raise FormatError(f"bins/size: shape {shape} does not fit {len(header.classes)} classes", member="bins")
+            self._below("bin", 0, shape[1])
+
+    def _below(self, name: str, low: int, high: int | None) -> None:
+        column = self.columns[name]
+        bad = np.flatnonzero((column < low) if high is None else (column < low) | (column >= high))
+        if bad.size:
+            allowed = f"at least {low}" if high is None else f"{low} to {high - 1}"
+            raise FormatError(
+                f"{name}: sample {bad[0]} has {column[bad[0]]}; allowed: {allowed}", member=name, sample=int(bad[0])
+            )
+
+    def _check_payload(self) -> Member:
+        name = f"{spec.PAYLOAD}/zarr.json"
+        if name not in self.members or f"{spec.PAYLOAD}/c/0" not in self.members:
+            raise FormatError("the payload is missing", member=spec.PAYLOAD)
+        payload = self.members[f"{spec.PAYLOAD}/c/0"]
+        shape, dtype, compressed = spec.parse_array_json(self._member(name, spec.MAX_ARRAY_JSON), name)
+        if shape != (payload.size,) or dtype != "uint8" or compressed:
+            raise FormatError(f"{name}: states {shape} {dtype}, the member has {payload.size} bytes", member=name)
+        return payload
+
+    def _column(self, name: str) -> Array:
+        column = spec.COLUMNS[name]
+        about = f"{name}/zarr.json"
+        shape, dtype, compressed = spec.parse_array_json(self._member(about, spec.MAX_ARRAY_JSON), about)
+        expected = self.header.shape(name)
+        if len(shape) != column.ndim or (expected is not None and shape != expected) or dtype not in column.dtypes:
+            wanted = expected or f"{column.ndim} axes"
+            raise FormatError(
+                f"{name}: {dtype} {shape}; allowed: {', '.join(column.dtypes)}, shape {wanted}", member=name
+            )
+        size = int(np.prod([int(n) for n in shape], dtype=object)) * np.dtype(dtype).itemsize
+        chunk = f"{name}/c/{'/'.join('0' * column.ndim)}"
+        if chunk not in self.members:
+            raise FormatError(f"{name}: the member {chunk} is missing", member=name)
+        stored = self.members[chunk].size
+        payload = self.members[f"{spec.PAYLOAD}/c/0"].size
+        limit = min(_MAX_INFLATE_RATIO * stored, spec.max_column(payload)) if compressed else stored
+        if size > limit:
+            raise FormatError(f"{name}: {size} bytes cannot come from {stored} stored ones", member=name)
+        data = self._member(chunk, stored)
+        if compressed:
+            data = _gunzip(data, size, name)
+        if len(data) != size:
+            raise FormatError(f"{name}: {len(data)} bytes, expected {size}", member=name)
+        return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+    def _member(self, name: str, limit: int) -> bytes:
+        """The bytes of a small member, after its CRC."""
+        if name not in self.members:
+            raise FormatError(f"the member {name} is missing; is this a .dqz file?", member=name)
+        member = self.members[name]
+        if member.size > limit:
+            raise FormatError(f"{name}: {member.size} bytes; allowed: {limit}", member=name)
+        data = _pread(self._file, member.size, member.start)
+        found = zlib.crc32(data)
+        if found != member.crc:
+            raise ChecksumError(f"{name}: checksum {found:#010x}, expected {member.crc:#010x}", member=name)
+        return data
+
+    def __len__(self) -> int:
+        return self.header.samples
+
+    def read(self, indices: Sequence[int] | Array) -> list[bytes]:
+        """The coded bytes of samples, each after the checksum of its group; ChecksumError names file and sample."""
+        group, checksums = self.header.checksum_group, self.columns["checksum"]
+        result = []
+        for index in map(int, indices):
+            g = index // group
+            first, last = g * group, min((g + 1) * group, len(self))
+            start, end = int(self.offsets[first]), int(self.offsets[last])
+            data = _pread(self._file, end - start, self._payload.start + start)
+            found, expected = zlib.crc32(data), int(checksums[g])
+            if found != expected:
+                raise self.error(
+                    index,
+                    f"payload bytes {start} to {end - 1}: checksum {found:#010x}, expected {expected:#010x}",
+                    ChecksumError,
+                )
+            result.append(data[int(self.offsets[index]) - start : int(self.offsets[index + 1]) - start])
+        return result
+
+    def error(self, index: int, reason: str, kind: type[FormatError] = FormatError) -> FormatError:
+        """An error that names file and sample."""
+        advice = f"Run: dqcodec verify {self.path}"
+        return kind(f"{self.path}: sample {index}: {reason}. {advice}", path=self.path, member="payload", sample=index)
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """A member's bytes in blocks, unchecked."""
+        member = self.members[name]
+        for start in range(0, member.size, _BLOCK):
+            yield _pread(self._file, min(_BLOCK, member.size - start), member.start + start)
+
+    def fingerprint(self) -> str:
+        """The fingerprint computed from the bytes; equal to `header.fingerprint` in a whole file."""
+        hashes = {}
+        for name in self.members:
+            digest = hashlib.sha256()
+            for block in self.blocks(name):
+                digest.update(block)
+            hashes[name] = digest.digest()
+        root = b"".join(self.blocks(spec.ROOT))
+        del hashes[spec.ROOT]
+        return spec.fingerprint(hashes, root.replace(self.header.fingerprint.encode(), b"0" * 64))
+
+    def mask(self, indices: Sequence[int] | Array) -> Array:
+        """bool (n, P), true where a patch is kept."""
+        if "mask" not in self.columns:
+            return np.ones((len(indices), self.header.patches), bool)
+        packed = self.columns["mask"][np.asarray(indices, np.int64)]
+        return np.unpackbits(packed, axis=1, count=self.header.patches, bitorder="little").astype(bool)
+
+    def close(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
+    """The members of the ZIP by name.
+
+    Stricter than ZIP: no archive comment, at most MAX_MEMBERS, all stored, no name twice, local headers equal to the
+    directory, and the members tile the file from its first byte to the directory: nothing overlaps, nothing hides.
+    """
+    directory = _find_directory(file, size)
+    try:
+        infos = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
+        raise FormatError(f"not a .dqz file: {error}") from None
+    members: dict[str, Member] = {}
+    position = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        name = info.filename
+        if name in members:
+            raise FormatError(f"the member {name[:80]!r} occurs twice", member=name)
+        if info.header_offset != position:
+            raise FormatError(f"the member {name[:80]!r} does not start where the last one ends", member=name)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & ~0x800:
+            raise FormatError(f"the member {name[:80]!r} is not a plain stored one", member=name)
+        start = position + _check_local(file, info, position, directory)
+        position = start + info.file_size
+        if position > directory:
+            raise FormatError(f"the member {name[:80]!r} reaches beyond its end", member=name)
+        members[name] = Member(start, info.file_size, info.CRC)
+    if position != directory:
+        raise FormatError("there are bytes between the last member and the directory")
+    return members
+
+
+def _find_directory(file: IO[bytes], size: int) -> int:
+    """Where the central directory starts, after checking its size and count against the limits."""
+    if size < 22:
+        raise TruncatedError(f"{size} bytes are too few for a .dqz file; it may be cut off")
+    tail = _pread(file, min(size, 98), size - min(size, 98))
+    end = tail[-22:]
+    if end[:4] != b"PK\5\6":
+        begins = _pread(file, 4, 0) == b"PK\3\4"
+        reason = "the file is cut off or something was added at its end" if begins else "is this a .dqz file?"
+        raise TruncatedError(f"no ZIP directory at the end: {reason}")
+    disks, count, length, start, comment = struct.unpack("<I2xHIIH", end[4:])
+    tail_size = 22
+    if tail[-42:-38] == b"PK\6\7" and len(tail) == 98:  # ZIP64
+        if tail[:4] != b"PK\6\6":
+            raise FormatError("the ZIP64 directory is damaged")
+        count, length, start = struct.unpack("<QQQ", tail[32:56])
+        tail_size = 98
+    if disks or comment or count > spec.MAX_MEMBERS or length > spec.MAX_DIRECTORY:
+        raise FormatError(f"a directory of {count} members and {length} bytes; allowed: {spec.MAX_MEMBERS} members")
+    if start + length + tail_size != size:
+        raise FormatError(f"the directory states bytes {start} to {start + length}, the file has {size}")
+    return int(start)
+
+
+def _check_local(file: IO[bytes], info: zipfile.ZipInfo, position: int, directory: int) -> int:
+    """The length of a member's local header, which must say the same as the directory."""
+    name = info.filename
+    if position + 30 > directory:
+        raise TruncatedError(f"the member {name[:80]!r} is cut off", member=name)
+    fields = struct.unpack("<4s5HIIIHH", _pread(file, 30, position))
+    signature, _, flags, method, _, _, crc, stored, size, name_length, extra_length = fields
+    length = 30 + int(name_length) + int(extra_length)
+    if position + length > directory:
+        raise TruncatedError(f"the member {name[:80]!r} is cut off", member=name)
+    rest = _pread(file, length - 30, position + 30)
+    extra = rest[name_length:]
+    if stored == size == 0xFFFFFFFF and len(extra) == 20 and extra[:4] == b"\1\0\x10\0":  # ZIP64
+        size, stored = struct.unpack("<QQ", extra[4:])
+    elif extra:
+        raise FormatError(f"the member {name[:80]!r} has an unknown extra field", member=name)
+    found = signature, rest[:name_length], flags, method, crc, stored, size
+    encoded = name.encode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace")
+    if found != (b"PK\3\4", encoded, info.flag_bits, 0, info.CRC, info.file_size, info.file_size):
+        raise FormatError(f"the local header of {name[:80]!r} differs from the directory", member=name)
+    return length
+
+
+def _pread(file: IO[bytes], size: int, start: int) -> bytes:
+    """`size` bytes at `start`, without moving a shared position."""
+    parts = []
+    while size:
+        part = os.pread(file.fileno(), min(size, 1 << 30), start)
+        if not part:
+            raise TruncatedError(f"the file ends at byte {start}, {size} bytes too early")
+        parts.append(part)
+        start, size = start + len(part), size - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _gunzip(data: bytes, size: int, name: str) -> bytes:
+    """One gzip stream of exactly `size` bytes."""
+    inflate = zlib.decompressobj(wbits=31)
+    try:
+        result = inflate.decompress(data, size + 1)
+    except zlib.error as error:
+        raise FormatError(f"{name}: damaged gzip stream ({error})", member=name) from None
+    if len(result) != size or not inflate.eof or inflate.unused_data:
+        raise FormatError(f"{name}: the gzip stream does not hold {size} bytes", member=name)
+    return result

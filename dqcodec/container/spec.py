@@ -1,0 +1,309 @@
+"""Names, dtypes, limits and checks of the container; spec/dqz-1.md says the same in prose.
+
+Everything here works on JSON values and numpy arrays, never on files. A value from a file is believed only after the
+check here has passed; sizes are compared as Python integers before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.errors import FormatError, UnsupportedFeatureError
+
+Array = npt.NDArray[Any]
+
+VERSION = (1, 0)
+FEATURES = frozenset({"pixel"})  # the required features that this version reads
+
+ROOT = "zarr.json"
+PAYLOAD = "payload"
+
+MAX_MEMBERS = 4096
+MAX_DIRECTORY = 1 << 20  # bytes of the ZIP's central directory
+MAX_ROOT = 16 << 20  # bytes of the root zarr.json
+MAX_ARRAY_JSON = 64 << 10  # bytes of a column's zarr.json
+MAX_SIDE = 4096  # pixels
+MAX_PATCHES = 1 << 16  # patches of one image
+MAX_SAMPLES = 1 << 31
+MAX_CLASSES = 1 << 20
+MAX_BINS = 1 << 16
+MAX_NAME = 255  # characters of a class name
+
+
+@dataclass(frozen=True)
+class Column:
+    """What the format says of one column: its dimensions, its dtypes, and whether each file has it."""
+
+    ndim: int
+    dtypes: tuple[str, ...]
+    required: bool
+
+
+COLUMNS: Mapping[str, Column] = {
+    "length": Column(1, ("uint16", "uint32"), True),
+    "label": Column(1, ("uint8", "uint16", "uint32"), True),
+    "bits": Column(1, ("uint8",), True),
+    "scale": Column(1, ("uint8",), True),
+    "checksum": Column(1, ("uint32",), True),
+    "mask": Column(2, ("uint8",), False),
+    "bin": Column(1, ("uint8", "uint16"), False),
+    "source_index": Column(1, ("uint8", "uint16", "uint32"), False),
+    "bins/size": Column(2, ("uint8", "uint16", "uint32"), False),
+    "bins/taken": Column(2, ("uint8", "uint16", "uint32"), False),
+}
+
+
+def smallest(values: npt.ArrayLike, dtypes: tuple[str, ...]) -> Array:
+    """Non-negative integers as the first of `dtypes` that holds them all, little-endian."""
+    array = np.asarray(values)
+    top = int(array.max(initial=0))
+    for name in dtypes:
+        if top <= np.iinfo(name).max:
+            return np.ascontiguousarray(array, np.dtype(name).newbyteorder("<"))
+    raise ValueError(f"{top} does not fit {dtypes[-1]}")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the root's attribute `dqz` holds; `extra` are the informative entries (source, encode, creator).
+
+        samples         number of samples, at least 1
+        height, width   pixels
+        channels        1 (grey) or 3 (red, green, blue)
+        patch           side of a patch in pixels; divides height and width
+        checksum_group  samples that share one checksum
+        classes         names, by label
+        transform       name of the codec
+        requires        features that a reader must know
+    """
+
+    samples: int
+    height: int
+    width: int
+    channels: int
+    patch: int
+    checksum_group: int
+    classes: tuple[str, ...]
+    transform: str = "pixel"
+    requires: tuple[str, ...] = ("pixel",)
+    fingerprint: str = "0" * 64
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    user: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.height // self.patch, self.width // self.patch
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image."""
+        return math.prod(self.grid)
+
+    @property
+    def groups(self) -> int:
+        """Number of checksums."""
+        return -(-self.samples // self.checksum_group)
+
+    def shape(self, column: str) -> tuple[int, ...] | None:
+        """The shape that `column` must have; None where the file is free to choose (the bins)."""
+        if column == "mask":
+            return self.samples, -(-self.patches // 8)
+        if column == "checksum":
+            return (self.groups,)
+        return None if column.startswith("bins/") else (self.samples,)
+
+    def to_json(self) -> bytes:
+        dqz = {
+            "version": "{}.{}".format(*VERSION),
+            "requires": list(self.requires),
+            "samples": self.samples,
+            "image": {"height": self.height, "width": self.width, "channels": self.channels},
+            "patch": self.patch,
+            "transform": {"name": self.transform},
+            "checksum_group": self.checksum_group,
+            "classes": list(self.classes),
+            "fingerprint": self.fingerprint,
+            **self.extra,
+        }
+        root = {"zarr_format": 3, "node_type": "group", "attributes": {"dqz": dqz, "user": dict(self.user)}}
+        return json.dumps(root, indent=1, allow_nan=False).encode()
+
+
+def parse_header(data: bytes) -> Header:
+    """The header from the bytes of the root `zarr.json`; FormatError or UnsupportedFeatureError where it is unfit."""
+    root = parse_json(data, ROOT)
+    if root.get("zarr_format") != 3 or root.get("node_type") != "group":
+        raise FormatError("zarr.json: not a Zarr v3 group", member=ROOT)
+    attributes = _typed(root, "attributes", dict)
+    dqz = dict(_typed(attributes, "dqz", dict))
+    _check_version(_typed(dqz, "version", str))
+    requires = tuple(_strings(dqz, "requires"))
+    unknown = sorted(set(requires) - FEATURES)
+    if unknown:
+        raise UnsupportedFeatureError(
+            f"the file needs {', '.join(unknown)}, which this version of dqcodec does not know; a newer one may", member=ROOT
+        )
+    image, transform = _typed(dqz, "image", dict), _typed(dqz, "transform", dict)
+    height, width = (_integer(image, key, 1, MAX_SIDE) for key in ("height", "width"))
+    channels = _integer(image, "channels", 1, 3)
+    if channels == 2:
+        raise FormatError("zarr.json: channels is 2; allowed: 1, 3", member=ROOT)
+    patch = _integer(dqz, "patch", 1, max(height, width))
+    if height % patch or width % patch:
+        raise FormatError(f"zarr.json: patch {patch} does not divide {height} x {width}", member=ROOT)
+    if (height // patch) * (width // patch) > MAX_PATCHES:
+        raise FormatError(f"zarr.json: more than {MAX_PATCHES} patches an image", member=ROOT)
+    name = _typed(transform, "name", str)
+    if name not in FEATURES:
+        raise UnsupportedFeatureError(f"the file needs the transform {name!r}, which this version does not know", member=ROOT)
+    classes = tuple(_strings(dqz, "classes"))
+    check_classes(classes)
+    fingerprint = _typed(dqz, "fingerprint", str)
+    if not re.fullmatch("[0-9a-f]{64}", fingerprint):
+        raise FormatError("zarr.json: fingerprint is not 64 hexadecimal digits", member=ROOT)
+    samples = _integer(dqz, "samples", 1, MAX_SAMPLES)
+    group = _integer(dqz, "checksum_group", 1, MAX_SAMPLES)
+    own = "version requires samples image patch transform checksum_group classes fingerprint".split()
+    return Header(
+        samples, height, width, channels, patch, group, classes, name, requires, fingerprint,
+        extra={key: value for key, value in dqz.items() if key not in own},
+        user=attributes["user"] if isinstance(attributes.get("user"), dict) else {},
+    )  # fmt: skip
+
+
+def check_classes(classes: tuple[str, ...]) -> None:
+    """Class names become folder names on export: not empty, not '.' or '..', no '/', '\\' or control character."""
+    if not 1 <= len(classes) <= MAX_CLASSES:
+        raise FormatError(f"zarr.json: {len(classes)} classes; allowed: 1 to {MAX_CLASSES}", member=ROOT)
+    if len(set(classes)) != len(classes):
+        raise FormatError("zarr.json: a class name occurs twice", member=ROOT)
+    for name in classes:
+        if name in ("", ".", "..") or len(name) > MAX_NAME or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", name):
+            raise FormatError(f"zarr.json: class name {name[:80]!r} cannot be a folder name", member=ROOT)
+
+
+def fingerprint(hashes: Mapping[str, bytes], root: bytes) -> str:
+    """SHA-256 over name, NUL and SHA-256 of every member but the root, by name, then the root with 64 zeros for it."""
+    total = hashlib.sha256()
+    for name in sorted(hashes):
+        total.update(name.encode() + b"\0" + hashes[name])
+    total.update(root)
+    return total.hexdigest()
+
+
+def max_column(payload: int) -> int:
+    """Bytes that a column may take once unpacked, beside a payload of so many: what a forged size can cost."""
+    return 16 * payload + (64 << 20)
+
+
+def array_json(shape: tuple[int, ...], dtype: str, compressed: bool) -> bytes:
+    """The `zarr.json` of an array of one chunk."""
+    codecs: list[dict[str, Any]] = [{"name": "bytes"}]
+    if np.dtype(dtype).itemsize > 1:
+        codecs[0]["configuration"] = {"endian": "little"}
+    if compressed:
+        codecs.append({"name": "gzip", "configuration": {"level": 9}})
+    value = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": codecs,
+        "fill_value": 0,
+        "attributes": {},
+    }
+    return json.dumps(value, indent=1).encode()
+
+
+def parse_array_json(data: bytes, member: str) -> tuple[tuple[int, ...], str, bool]:
+    """(shape, dtype, compressed) of a column's `zarr.json`, which must be as `array_json` writes it but for spacing."""
+    value = parse_json(data, member)
+    shape = value.get("shape")
+    dtype = value.get("data_type")
+    if not isinstance(shape, list) or not shape or not all(_is_integer(n) and n >= 1 for n in shape):
+        raise FormatError(f"{member}: shape is {str(shape)[:80]}, not a list of positive integers", member=member)
+    if dtype not in ("uint8", "uint16", "uint32"):
+        raise FormatError(f"{member}: data_type {str(dtype)[:80]!r}; allowed: uint8, uint16, uint32", member=member)
+    for compressed in (False, True):
+        expected = json.loads(array_json(tuple(shape), dtype, compressed))
+        if all(_same(value.get(key), expected[key]) for key in expected if key != "attributes"):
+            return tuple(shape), dtype, compressed
+    raise FormatError(f"{member}: not an array of one little-endian chunk with the codecs bytes or bytes, gzip", member=member)
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Equality that allows what Zarr allows to vary: the gzip level, `endian` on single bytes."""
+    if isinstance(expected, list) and expected and isinstance(expected[0], dict):  # the codecs
+        if not isinstance(found, list) or len(found) != len(expected):
+            return False
+        names = [codec.get("name") if isinstance(codec, dict) else None for codec in found]
+        if names != [codec["name"] for codec in expected]:
+            return False
+        wanted = expected[0].get("configuration")
+        return wanted is None or bool(found[0].get("configuration") == wanted)
+    return bool(found == expected)
+
+
+def parse_json(data: bytes, member: str) -> dict[str, Any]:
+    """A JSON object in UTF-8 without repeated keys."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return value
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{member}: not valid JSON ({error})", member=member) from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{member}: not a JSON object", member=member)
+    return value
+
+
+def _check_version(version: str) -> None:
+    match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})", version)
+    if not match:
+        raise FormatError(f"zarr.json: version {version[:20]!r} is not MAJOR.MINOR", member=ROOT)
+    if int(match[1]) != VERSION[0]:
+        raise UnsupportedFeatureError(
+            f"the file has format version {version}; this version of dqcodec reads {VERSION[0]}.x", member=ROOT
+        )
+
+
+def _typed(value: Mapping[str, Any], key: str, kind: type) -> Any:
+    found = value.get(key)
+    if not isinstance(found, kind):
+        raise FormatError(f"zarr.json: {key} is {str(found)[:80]!r}, expected {kind.__name__}", member=ROOT)
+    return found
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(value: Mapping[str, Any], key: str, low: int, high: int) -> int:
+    found = value.get(key)
+    if not isinstance(found, int) or isinstance(found, bool) or not low <= found <= high:
+        raise FormatError(f"zarr.json: {key} is {str(found)[:80]}; allowed: {low} to {high}", member=ROOT)
+    return found
+
+
+def _strings(value: Mapping[str, Any], key: str) -> list[str]:
+    found: list[str] = _typed(value, key, list)
+    if not all(isinstance(item, str) for item in found):
+        raise FormatError(f"zarr.json: {key} holds something that is not a string", member=ROOT)
+    return found

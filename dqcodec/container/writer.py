@@ -1,0 +1,186 @@
+"""Writing a .dqz: a temporary file beside the target, synced and renamed when it is complete.
+
+A killed run leaves the old file whole and no new one that looks complete. Members, in this order: the payload (it is
+streamed), the columns by name, the root `zarr.json`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+
+from dqcodec.container import spec
+from dqcodec.container.spec import Array, Header
+from dqcodec.errors import OutputError
+
+EPOCH = (1980, 1, 1, 0, 0, 0)  # no clock in the file: the same input gives the same bytes
+CHECKSUM_SHARE = 0.01  # checksums cost at most this share of the payload
+
+
+class Writer:
+    """Appends samples, then `finish`es; leaving the `with` block without `finish` leaves nothing behind.
+
+    Raises OutputError when the target exists (without `overwrite`), its folder is missing or cannot be written, or
+    the disk is full.
+    """
+
+    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.overwrite = overwrite
+        self.lengths: list[int] = []
+        self._check_target()
+        name = f".{self.path.name}.{secrets.token_hex(4)}.part"
+        self._temporary = self.path.with_name(name)
+        self._hashes: dict[str, bytes] = {}
+        self._payload_hash = hashlib.sha256()
+        try:
+            self._file = open(self._temporary, "x+b")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise self._failed(error) from error
+        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
+        self._payload: IO[bytes] = self._zip.open(_info(f"{spec.PAYLOAD}/c/0"), "w", force_zip64=True)
+        self._payload_start = self._file.tell()
+
+    def append(self, payload: bytes) -> None:
+        """Add one sample's coded bytes (at least one)."""
+        if not payload:
+            raise ValueError("a sample has at least one byte")
+        try:
+            self._payload.write(payload)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._payload_hash.update(payload)
+        self.lengths.append(len(payload))
+
+    def finish(self, header: Header, columns: Mapping[str, Array]) -> Header:
+        """Write columns and header, sync, and put the file in its place.
+
+            header    `samples`, `checksum_group` and `fingerprint` are filled in here
+            columns   by name, all but `length` and `checksum`; dtypes are narrowed as spec.COLUMNS allows
+
+        Returns the header as written.
+        """
+        try:
+            self._payload.close()
+            self._hashes[f"{spec.PAYLOAD}/c/0"] = self._payload_hash.digest()
+            group = max(1, int(np.ceil(4 / CHECKSUM_SHARE * len(self.lengths) / sum(self.lengths))))
+            header = replace(header, samples=len(self.lengths), checksum_group=group)
+            everything = {
+                "length": np.asarray(self.lengths),
+                "checksum": self._checksums(group),
+                **columns,
+            }
+            self._write_columns(header, everything)
+            header = self._write_root(header)
+            self._zip.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._check_target()
+            os.replace(self._temporary, self.path)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            raise self._failed(error) from error
+        return header
+
+    def _check_target(self) -> None:
+        if self.path.is_dir():
+            raise OutputError(f"{self.path} is a folder; give the name of a file", path=self.path)
+        if self.path.exists() and not self.overwrite:
+            raise OutputError(f"{self.path} exists; choose another name or add --overwrite", path=self.path)
+        if not self.path.parent.is_dir():
+            raise OutputError(f"the folder {self.path.parent} does not exist; create it first", path=self.path)
+
+    def _checksums(self, group: int) -> Array:
+        """CRC-32 of each group of samples, read back from the file: what is checked is what was written."""
+        ends = np.cumsum(self.lengths)[group - 1 :: group].tolist()
+        if len(self.lengths) % group:
+            ends.append(sum(self.lengths))
+        self._file.flush()
+        back, sums, position = self._file.tell(), [], 0
+        self._file.seek(self._payload_start)
+        for end in ends:
+            sums.append(zlib.crc32(self._file.read(end - position)))
+            position = end
+        self._file.seek(back)
+        return np.asarray(sums, np.uint32)
+
+    def _write_columns(self, header: Header, columns: Mapping[str, Array]) -> None:
+        total = sum(self.lengths)
+        self._write(f"{spec.PAYLOAD}/zarr.json", spec.array_json((total,), "uint8", compressed=False))
+        if any(name.startswith("bins/") for name in columns):
+            self._write("bins/zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+        for name in sorted(columns):
+            column = spec.COLUMNS[name]
+            array = spec.smallest(columns[name], column.dtypes)
+            expected = header.shape(name)
+            if array.ndim != column.ndim or (expected is not None and array.shape != expected):
+                raise ValueError(f"column {name} has shape {array.shape}, expected {expected or f'{column.ndim} axes'}")
+            data = array.tobytes()
+            packed = gzip.compress(data, 9, mtime=0)
+            compressed = len(packed) < len(data)
+            if len(data) > spec.max_column(total):
+                raise ValueError(f"column {name} takes {len(data)} bytes; allowed: {spec.max_column(total)}")
+            self._write(f"{name}/zarr.json", spec.array_json(array.shape, array.dtype.name, compressed))
+            self._write(f"{name}/c/{'/'.join('0' * array.ndim)}", packed if compressed else data)
+
+    def _write_root(self, header: Header) -> Header:
+        digest = spec.fingerprint(self._hashes, replace(header, fingerprint="0" * 64).to_json())
+        header = replace(header, fingerprint=digest)
+        self._write(spec.ROOT, header.to_json())
+        return header
+
+    def _write(self, name: str, data: bytes) -> None:
+        self._zip.writestr(_info(name), data)
+        self._hashes[name] = hashlib.sha256(data).digest()
+
+    def _failed(self, error: OSError) -> OutputError:
+        reason = error.strerror or str(error)
+        return OutputError(f"cannot write {self.path}: {reason}; nothing was left behind", path=self.path)
+
+    def close(self) -> None:
+        """Drop what is not finished."""
+        if not self._file.closed:
+            with suppress(OSError):  # a full disk fails again here
+                self._payload.close()
+            self._zip.fp = None  # keeps zipfile from writing a directory at its end
+            with suppress(OSError):
+                self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _info(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, EPOCH)
+    info.create_system = 3  # the same on every system
+    info.external_attr = 0o644 << 16
+    return info
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can open folders."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

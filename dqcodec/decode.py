@@ -1,0 +1,174 @@
+"""From the bytes of a .dqz to images, in plain numpy: the reference for every faster decoder.
+
+    read bytes -> checksum -> entropy decode -> dequantize -> place patches -> fill
+
+`dqcodec.open` is all an edge device needs: numpy and the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.codec import pixel, quantize
+from dqcodec.container.reader import Reader
+from dqcodec.errors import FormatError, OptionError
+from dqcodec.patches import fill_mean, to_images
+
+Array = npt.NDArray[Any]
+
+FILLS = ("mean", "none")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Decoded levels of a batch, before anything is computed with them.
+
+        levels   int8 (K, C, p, p)   the kept patches of all samples, one sample after the other
+        scale    uint8 (K,)          scale index of each of them
+        mask     bool (n, P)         which patches they are; its true entries, row by row, are those K
+    """
+
+    levels: Array
+    scale: Array
+    mask: Array
+
+
+class DQZFile:
+    """An open .dqz as numpy arrays.
+
+        classes            class names, by label
+        label, bits, scale unsigned (N,)
+        bin, source_index  unsigned (N,), or None where the file does not have them
+        shape              (C, H, W) of the images
+
+    `file[i]` is (uint8 (C, H, W), int label), `file.images(indices)` a batch. Pickles as its path; opens the file anew
+    in another process, and refuses one that was replaced in between.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._reader: Reader | None = Reader(path)
+        self._process = os.getpid()
+        self.fingerprint = self._reader.header.fingerprint
+
+    @property
+    def reader(self) -> Reader:
+        if self._reader is None or self._process != os.getpid():
+            reader = Reader(self.path)
+            if reader.header.fingerprint != self.fingerprint:
+                reader.close()
+                raise FormatError(f"{self.path}: replaced by another file while it was in use", path=self.path)
+            self._reader, self._process = reader, os.getpid()
+        return self._reader
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.reader.header.classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        header = self.reader.header
+        return header.channels, header.height, header.width
+
+    @property
+    def label(self) -> Array:
+        return self.reader.columns["label"]
+
+    @property
+    def bits(self) -> Array:
+        return self.reader.columns["bits"]
+
+    @property
+    def scale(self) -> Array:
+        return self.reader.columns["scale"]
+
+    @property
+    def bin(self) -> Array | None:
+        return self.reader.columns.get("bin")
+
+    @property
+    def source_index(self) -> Array | None:
+        return self.reader.columns.get("source_index")
+
+    def mask(self, indices: Sequence[int] | Array) -> Array:
+        """bool (n, P): true where a patch is kept, patches in row-major order."""
+        return self.reader.mask(indices)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Array, int]:
+        index = check_index(index, len(self))
+        return self.images([index])[0], int(self.label[index])
+
+    def __iter__(self) -> Iterator[tuple[Array, int]]:
+        return (self[index] for index in range(len(self)))
+
+    def images(self, indices: Sequence[int] | Array, fill: str = "mean") -> Array:
+        """Decode a batch.
+
+            indices  n sample indices, negative ones count from the end
+            fill     dropped patches become the image's "mean" colour, or black ("none")
+            returns  uint8 (n, C, H, W)
+
+        Raises IndexError, OptionError, or FormatError (ChecksumError) that names file and sample.
+        """
+        if fill not in FILLS:
+            raise OptionError(f"fill: {fill!r}; allowed: {', '.join(FILLS)}")
+        kept = self.kept(indices)
+        patches = np.zeros((*kept.mask.shape, *kept.levels.shape[1:]), np.uint8)
+        patches[kept.mask] = quantize.dequantize(kept.levels, kept.scale[:, None, None, None])
+        if fill == "mean":
+            patches = fill_mean(patches, kept.mask)
+        return to_images(patches, self.reader.header.grid)
+
+    def kept(self, indices: Sequence[int] | Array) -> Kept:
+        """Read, check and entropy-decode a batch."""
+        reader, header = self.reader, self.reader.header
+        wanted = [check_index(index, len(reader)) for index in indices]
+        mask = reader.mask(wanted)
+        counts = mask.sum(1)
+        levels = [np.empty((0, header.channels, header.patch, header.patch), np.int8)]
+        for index, count, payload in zip(wanted, counts, reader.read(wanted), strict=True):
+            shape = (int(count), header.channels, header.patch, header.patch)
+            try:
+                levels.append(pixel.decode(payload, shape, int(self.bits[index])))
+            except FormatError as error:
+                raise reader.error(index, str(error)) from None
+        return Kept(np.concatenate(levels), np.repeat(self.scale[wanted], counts), mask)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "fingerprint": self.fingerprint, "_reader": None, "_process": 0}
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open(path: str | Path) -> DQZFile:
+    """Open a .dqz for reading with numpy alone; FormatError where it is not one."""
+    return DQZFile(path)
+
+
+def check_index(index: int, length: int) -> int:
+    """A sample index in 0..length-1 from one that may be negative; IndexError outside."""
+    index = int(index)
+    if not -length <= index < length:
+        raise IndexError(f"sample {index} of {length}")
+    return index % length

@@ -1,0 +1,46 @@
+"""GradCAM++ attention of a classifier, averaged over patches (DQ Eq. 28, 29)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Classifier(Protocol):
+    """A network in two parts: images -> last feature map -> logits."""
+
+    def maps(self, x: Tensor) -> Tensor: ...
+
+    def classify(self, maps: Tensor) -> Tensor: ...
+
+
+def gradcam_pp(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
+    """Attention maps, float (N, h, w), >= 0, at the resolution of the last feature map.
+
+    With A the feature map, y the logit of the label and g = dy/dA, the derivatives of exp(y) in Eq. 28 become powers
+    of g (Chattopadhay et al., Eq. 19):
+
+        alpha = g^2 / (2 g^2 + sum_mn A_mn g^3)        w = sum_ij alpha relu(g)        map = relu(sum_k w_k A_k)
+
+    Where the denominator is 0, alpha is 0.
+    """
+    with torch.no_grad():
+        maps = model.maps(x)
+    maps = maps.detach().requires_grad_()
+    with torch.enable_grad():
+        score = model.classify(maps).gather(1, labels[:, None]).sum()
+        (g,) = torch.autograd.grad(score, maps)
+    maps = maps.detach()
+    below = 2 * g**2 + maps.sum((2, 3), keepdim=True) * g**3
+    alpha = torch.where(below != 0, g**2 / torch.where(below != 0, below, 1.0), 0.0)
+    weights = (alpha * F.relu(g)).sum((2, 3), keepdim=True)
+    return F.relu((weights * maps).sum(1))
+
+
+def patch_scores(attention: Tensor, size: int, patch: int) -> Tensor:
+    """Eq. 29: attention scaled up to size x size pixels (bilinear) and averaged over each patch; float (N, P)."""
+    full = F.interpolate(attention[:, None], (size, size), mode="bilinear", align_corners=False)
+    return F.avg_pool2d(full, patch).flatten(1)

@@ -1,0 +1,98 @@
+"""Which samples to keep: features -> bins by submodular gain -> uniform sampling from the bins (dataset quantization).
+
+Plain arrays in and out; useful without a .dqz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.errors import OptionError
+from dqcodec.select.bins import greedy_bins, to_integers
+from dqcodec.select.sampling import draw, keep_count, split
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """
+    kept    int64 (B,)      indices of the kept samples, ascending
+    bin     int64 (N,)      bin of every sample
+    order   int64 (N,)      place of every sample among the picks of its class, from 0
+    gain    float64 (N,)    its submodular gain when it was picked
+    size    int64 (C, bins) samples by class and bin
+    taken   int64 (C, bins) kept ones of them
+    """
+
+    kept: Array
+    bin: Array
+    order: Array
+    gain: Array
+    size: Array
+    taken: Array
+
+
+def select(
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike | None = None,
+    keep: float = 0.6,
+    bins: int = 10,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Selection:
+    """Dataset quantization: the same share of every bin of every class.
+
+        features  float (N, D)
+        labels    int (N,), 0..C-1; None: one class
+        keep      0 < keep <= 1; round(keep N) samples are kept, every class within one of its share
+        bins      bins a class, at least 1; a class with fewer samples leaves the later ones empty
+        seed      of the uniform draw
+        progress  called with ("bins", classes done, classes)
+
+    Raises OptionError for values outside these ranges.
+    """
+    features = np.asarray(features)
+    n = len(features)
+    labels = np.zeros(n, np.int64) if labels is None else np.asarray(labels, np.int64)
+    check_keep(keep)
+    check_bins(bins)
+    if n == 0 or labels.shape != (n,) or labels.min() < 0:
+        raise OptionError(f"labels: shape {labels.shape} for {n} samples; expected one label >= 0 a sample")
+    per_class = np.bincount(labels)
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(per_class)[:-1])
+    x = to_integers(features, int(per_class.max()))
+    bin_of, order, gain = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n)
+    size = np.zeros((len(per_class), bins), np.int64)
+    for c, members in enumerate(by_class):
+        picked = greedy_bins(x[members], bins)
+        bin_of[members], gain[members] = picked.bin, picked.gain
+        order[members[picked.order]] = np.arange(len(members))
+        size[c] = np.bincount(picked.bin, minlength=bins)
+        if progress:
+            progress("bins", c + 1, len(per_class))
+
+    taken = np.zeros_like(size)
+    budget = split(keep_count(n, keep), per_class.astype(np.float64), per_class)
+    bits = np.random.PCG64(seed)
+    kept = []
+    for c, members in enumerate(by_class):
+        taken[c] = split(int(budget[c]), size[c].astype(np.float64), size[c])
+        for b in range(bins):
+            kept.append(draw(members[bin_of[members] == b], int(taken[c, b]), bits))
+    return Selection(np.sort(np.concatenate(kept)), bin_of, order, gain, size, taken)
+
+
+def check_keep(keep: float) -> None:
+    if not 0 < keep <= 1:
+        raise OptionError(f"keep: {keep}; allowed: 0 < keep <= 1")
+
+
+def check_bins(bins: int) -> None:
+    if not 1 <= bins <= 65536:
+        raise OptionError(f"bins: {bins}; allowed: 1 to 65536")
