@@ -1,9 +1,9 @@
 """dqcodec: compact training sets.
 
-    dqcodec.encode("imagenet/", "out.dqz")     an image folder -> one file
-    dqcodec.DQZDataset("out.dqz")              a torch Dataset (needs torch)
-    dqcodec.open("out.dqz")                    numpy arrays, for edge devices
-    dqcodec.select(features, labels)           dataset quantization by itself
+dqcodec.encode("imagenet/", "out.dqz")     an image folder -> one file
+dqcodec.DQZDataset("out.dqz")              a torch Dataset (needs torch)
+dqcodec.open("out.dqz")                    numpy arrays, for edge devices
+dqcodec.select(features, labels)           dataset quantization by itself
 """
 
 from __future__ import annotations

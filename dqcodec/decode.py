@@ -31,9 +31,9 @@ FILLS = ("mean", "none")
 class Kept:
     """Decoded levels of a batch, before anything is computed with them.
 
-        levels   int8 (K, C, p, p)   the kept patches of all samples, one sample after the other
-        scale    uint8 (K,)          scale index of each of them
-        mask     bool (n, P)         which patches they are; its true entries, row by row, are those K
+    levels   int8 (K, C, p, p)   the kept patches of all samples, one sample after the other
+    scale    uint8 (K,)          scale index of each of them
+    mask     bool (n, P)         which patches they are; its true entries, row by row, are those K
     """
 
     levels: Array

@@ -38,21 +38,22 @@ Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
 SCORE_BATCH = 64
+PROXY_SIZE = 64  # pixels a side that the proxy looks at; larger images are scaled down
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
     """What decides the content of the file; the file stores it.
 
-        keep      share of the samples that are kept, 0 < keep <= 1
-        bins      bins a class
-        drop      share of the patches dropped of each image, 0 <= drop < 1
-        bits      bits a value, 2..8
-        size      pixels a side; None: as the data, at most 224
-        resize    how other shapes become square: "squash", "crop" or "pad"
-        patch     side of a patch in pixels; None: 16 at 224, 8 at 64, 4 at 32
-        features  "proxy", "timm:NAME", "timm:NAME@WEIGHTS" or "FILE.npy"
-        seed      of every random choice
+    keep      share of the samples that are kept, 0 < keep <= 1
+    bins      bins a class
+    drop      share of the patches dropped of each image, 0 <= drop < 1
+    bits      bits a value, 2..8
+    size      pixels a side; None: as the data, at most 224
+    resize    how other shapes become square: "squash", "crop" or "pad"
+    patch     side of a patch in pixels; None: 16 at 224, 8 at 64, 4 at 32
+    features  "proxy", "timm:NAME", "timm:NAME@WEIGHTS" or "FILE.npy"
+    seed      of every random choice
     """
 
     keep: float = 0.6
@@ -88,17 +89,17 @@ class EncodeOptions:
 class EncodeResult:
     """What was done.
 
-        path, options    the file, and the options with size and patch filled in
-        header           the header as written
-        images           usable images in the source
-        kept             samples in the file
-        bytes_in         bytes of the usable source files
-        bytes_kept       bytes of the source files whose images were kept
-        bytes_out        bytes of the file
-        skipped          (name, reason) of everything that was left out because it is no usable image
-        notes            sentences that a person should read
-        seconds          by stage
-        selection        the selection over the usable images, or None where all were kept
+    path, options    the file, and the options with size and patch filled in
+    header           the header as written
+    images           usable images in the source
+    kept             samples in the file
+    bytes_in         bytes of the usable source files
+    bytes_kept       bytes of the source files whose images were kept
+    bytes_out        bytes of the file
+    skipped          (name, reason) of everything that was left out because it is no usable image
+    notes            sentences that a person should read
+    seconds          by stage
+    selection        the selection over the usable images, or None where all were kept
     """
 
     path: Path
@@ -149,8 +150,8 @@ def encode(
         with run.stage("read"):
             usable, probes = _probe(folder, run)
             options = _fit(options, probes, run)
-            assert options.size and options.patch
-            size, patch, grid = options.size, options.patch, (options.size // options.patch,) * 2
+            size, patch = _resolved(options)
+            grid = (size // patch, size // patch)
             channels = max(probe.channels for probe in probes)
             dropping = drop_count(grid[0] * grid[1], options.drop) > 0
             selecting = options.keep < 1
@@ -202,7 +203,9 @@ def encode(
                 written.append(position)
                 run.report("pack", position + 1, len(chosen))
             if not written:
-                raise SourceError(f"{folder.root}: none of the {len(chosen)} chosen images could be read", path=folder.root)
+                raise SourceError(
+                    f"{folder.root}: none of the {len(chosen)} chosen images could be read", path=folder.root
+                )
 
         with run.stage("write"):
             kept, chosen = kept[written], chosen[written]
@@ -215,9 +218,10 @@ def encode(
             if masks is not None:
                 columns["mask"] = masks[written]
             if selection is not None:
-                taken = np.zeros_like(selection.size)
+                size_of, taken = np.zeros((2, len(folder.classes), options.bins), np.int64)
+                np.add.at(size_of, (labels, selection.bin), 1)
                 np.add.at(taken, (labels[kept], selection.bin[kept]), 1)
-                columns |= {"bin": selection.bin[kept], "bins/size": selection.size, "bins/taken": taken}
+                columns |= {"bin": selection.bin[kept], "bins/size": size_of, "bins/taken": taken}
             skipped = len(run.skipped)
             about = {
                 "source": {"images": len(usable), "bytes": int(folder.sizes[usable].sum()), "skipped": skipped},
@@ -302,13 +306,22 @@ def _fit(options: EncodeOptions, probes: list[images.Probe], run: _Run) -> Encod
         raise OptionError(f"patch: {patch} makes {(size // patch) ** 2} patches; allowed: {MAX_PATCHES}")
     if options.drop > 0 and drop_count((size // patch) ** 2, options.drop) == 0:
         run.note(
-            f"nothing is dropped: a share of {options.drop:g} of {(size // patch) ** 2} patches of {patch} pixels is none; "
+            f"nothing is dropped: {options.drop:g} of {(size // patch) ** 2} patches of {patch} pixels is under one; "
             "a smaller --patch or another --size has more"
         )
     small = sum(min(p.width, p.height) < size for p in probes)
     if small:
-        run.note(f"{small:,} of {len(probes):,} images are smaller than {size} pixels and were enlarged; --size sets another")
+        run.note(
+            f"{small:,} of {len(probes):,} images are smaller than {size} pixels and were enlarged; --size sets another"
+        )
     return replace(options, size=size, patch=patch)
+
+
+def _resolved(options: EncodeOptions) -> tuple[int, int]:
+    """Size and patch, once `_fit` has filled them in."""
+    if options.size is None or options.patch is None:
+        raise ValueError("size and patch are not known yet")
+    return options.size, options.patch
 
 
 def _divisors(size: int) -> str:
@@ -316,14 +329,20 @@ def _divisors(size: int) -> str:
 
 
 def _read(
-    folder: Folder, usable: Array, options: EncodeOptions, channels: int, keep_thumbs: bool, scratch: IO[bytes], run: _Run
+    folder: Folder,
+    usable: Array,
+    options: EncodeOptions,
+    channels: int,
+    keep_thumbs: bool,
+    scratch: IO[bytes],
+    run: _Run,
 ) -> tuple[Array, Array]:
     """Decode every image once, so that the selection is made among whole images only.
 
     Returns the indices that are left and, with `keep_thumbs`, their thumbnails (N, s, s, C) in a memory-mapped
     temporary file (it vanishes with the process), s = the proxy's size.
     """
-    size = min(options.size or 0, 64)
+    size = min(_resolved(options)[0], PROXY_SIZE)
     left = []
 
     def shrink(index: int) -> bytes | SourceError:
@@ -344,12 +363,12 @@ def _read(
     scratch.flush()
     if not keep_thumbs:
         return np.array(left), np.empty((0,))
-    return np.array(left), np.memmap(scratch, np.uint8, "r", shape=(len(left), size, size, channels))  # type: ignore[call-overload]
+    return np.array(left), np.memmap(scratch, np.uint8, "r", shape=(len(left), size, size, channels))
 
 
 def _read_one(folder: Folder, index: int, options: EncodeOptions, channels: int) -> Array:
-    assert options.size
-    return images.read(lambda: folder.open(index), folder.names[index], options.size, options.resize, channels)
+    size, _ = _resolved(options)
+    return images.read(lambda: folder.open(index), folder.names[index], size, options.resize, channels)
 
 
 def _images(folder: Folder, indices: Array, options: EncodeOptions, channels: int, run: _Run) -> Iterator[Array]:
@@ -387,8 +406,7 @@ def _pack(
     folder: Folder, chosen: Array, masks: Array | None, options: EncodeOptions, channels: int, run: _Run
 ) -> Iterator[tuple[bytes, int] | SourceError]:
     """Payload and scale index of each chosen image, in order."""
-    assert options.patch
-    patch = options.patch
+    _, patch = _resolved(options)
 
     def pack(position: int) -> tuple[bytes, int] | SourceError:
         try:
@@ -406,7 +424,9 @@ def _pack(
 def _check_any(folder: Folder, usable: int, run: _Run) -> None:
     if not usable:
         first = "; the first: {}: {}".format(*run.skipped[0]) if run.skipped else ""
-        raise SourceError(f"{folder.root} has no usable image; {len(run.skipped)} files were skipped{first}", path=folder.root)
+        raise SourceError(
+            f"{folder.root} has no usable image; {len(run.skipped)} files were skipped{first}", path=folder.root
+        )
 
 
 def _note_lost_classes(folder: Folder, labels: Array, kept: Array, run: _Run) -> None:
@@ -437,7 +457,9 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise OptionError(f"device: {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:N, mps") from None
+        raise OptionError(
+            f"device: {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:N, mps"
+        ) from None
     return device
 
 

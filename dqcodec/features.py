@@ -1,9 +1,9 @@
 """Features for the bins: the proxy (default), any timm model, or a .npy file (DQ 4.1).
 
-    proxy                         trained on the set itself; see models/proxy.py
-    timm:NAME                     pretrained weights, fetched by timm
-    timm:NAME@FILE                weights from a file
-    FILE.npy                      one row a file of the source, in source order
+proxy                         trained on the set itself; see models/proxy.py
+timm:NAME                     pretrained weights, fetched by timm
+timm:NAME@FILE                weights from a file
+FILE.npy                      one row a file of the source, in source order
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def from_npy(path: str, rows: int) -> Array:
             f"features: {path} holds {array.dtype} {array.shape}; expected {rows} rows of numbers, one a file of the "
             "source in source order (classes by name, files by name)"
         )
-    return array
+    return np.asarray(array)
 
 
 def from_proxy(model: Proxy, images: Array, device: torch.device, progress: Progress | None = None) -> Array:
@@ -93,6 +93,7 @@ def from_timm(
 
 def _timm_model(features: str, device: torch.device) -> tuple[Any, tuple[int, int], Any, Any]:
     import timm
+    from timm.data.config import resolve_data_config
 
     name, _, weights = features.removeprefix("timm:").partition("@")
     if weights and not Path(weights).is_file():
@@ -100,7 +101,7 @@ def _timm_model(features: str, device: torch.device) -> tuple[Any, tuple[int, in
     if not weights and "/" not in name and not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:4])
         raise OptionError(f"features: timm has no model {name!r}" + (f"; it has {close}" if close else ""))
-    source = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
+    source: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **source)
     except Exception as error:  # downloads and checkpoints fail in as many ways as there are libraries below
@@ -108,5 +109,5 @@ def _timm_model(features: str, device: torch.device) -> tuple[Any, tuple[int, in
         raise OptionError(
             f"features: cannot load timm:{name}: {reason}. Without network use timm:{name}@WEIGHTS.safetensors or proxy"
         ) from error
-    config = timm.data.resolve_data_config({}, model=model)
+    config = resolve_data_config({}, model=model)
     return model.to(device).eval(), config["input_size"][1:], config["mean"], config["std"]

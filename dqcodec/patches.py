@@ -50,9 +50,9 @@ def keep_mask(scores: Array, drop: float, grid: tuple[int, int]) -> Array:
 def fill_mean(patches: Array, mask: Array) -> Array:
     """Dropped patches filled with the mean colour of the image's kept pixels, rounded half up.
 
-        patches  uint8 (n, P, C, p, p)
-        mask     bool (n, P), at least one patch kept in each
-        returns  uint8 (n, P, C, p, p)
+    patches  uint8 (n, P, C, p, p)
+    mask     bool (n, P), at least one patch kept in each
+    returns  uint8 (n, P, C, p, p)
     """
     n, _, channels, side, _ = patches.shape
     total = np.where(mask[:, :, None], patches.sum((3, 4), dtype=np.int64), 0).sum(1)  # (n, C)

@@ -6,7 +6,7 @@ Levels are in [-m, m], m = 2^(b-1) - 1; all arithmetic below is modulo 2^b. In t
     predict     each value minus its left neighbour; the first of a row minus the first of the row above; inside a patch
     fold        d in [-2^(b-1), 2^(b-1)) becomes 2d if d >= 0, else -2d - 1
     planes      values in the order (C, K, p, p); bit 0 of all of them, then bit 1, ...; eight a byte, first in bit 0
-    code        raw deflate; the payload is byte 1 and the deflate stream, or byte 0 and the planes where that is smaller
+    code        raw deflate; the payload is byte 1 and that stream, or byte 0 and the planes where they are smaller
 
 Prediction is undone by two running sums, so decoding has no serial step but inflate. Against plain packed levels with
 deflate this takes 35% fewer bytes at 6 bits (CIFAR-10: 1,314 against 2,028 bytes an image), 18% fewer at 4.
@@ -44,7 +44,7 @@ def encode(levels: Array, bits: int) -> bytes:
     planes = _pack(_fold(left, bits).swapaxes(0, 1).ravel(), bits)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
     packed = deflate.compress(planes) + deflate.flush()
-    if len(packed) < len(planes):
+    if len(packed) < len(planes):  # so a payload is never longer than the planes and one byte
         return bytes([DEFLATED]) + packed
     return bytes([STORED]) + planes
 
@@ -72,6 +72,8 @@ def decode(payload: bytes, shape: tuple[int, int, int, int], bits: int) -> Array
 
 def _inflate(payload: bytes, size: int) -> bytes:
     method, data = payload[0], payload[1:]
+    if len(data) > size:
+        raise FormatError(f"{len(data)} coded bytes, more than the {size} of the bit planes")
     if method == DEFLATED:
         inflate = zlib.decompressobj(wbits=-15)
         try:

@@ -41,9 +41,9 @@ def max_level(bits: int) -> int:
 def quantize(values: Array, bits: int) -> tuple[Array, int]:
     """Levels and scale index of one sample.
 
-        values   uint8, any shape     pixels
-        bits     MIN_BITS..MAX_BITS
-        returns  (int8 of that shape, -m..m; scale index 0..255)
+    values   uint8, any shape     pixels
+    bits     MIN_BITS..MAX_BITS
+    returns  (int8 of that shape, -m..m; scale index 0..255)
     """
     x = values.astype(np.float32) - np.float32(ZERO)
     m = max_level(bits)
@@ -56,4 +56,5 @@ def quantize(values: Array, bits: int) -> tuple[Array, int]:
 def dequantize(levels: Array, scale: npt.ArrayLike) -> Array:
     """Pixels, uint8, from levels (any integer type) and scale indices that broadcast against them."""
     x = np.rint(levels.astype(np.float32) * SCALES[np.asarray(scale)])
-    return np.clip(x + ZERO, 0, 255).astype(np.uint8)
+    values: Array = np.clip(x + ZERO, 0, 255).astype(np.uint8)
+    return values

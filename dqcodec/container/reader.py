@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -24,6 +25,8 @@ from dqcodec.container.spec import Array, Header
 from dqcodec.errors import ChecksumError, FormatError, TruncatedError
 
 _BLOCK = 1 << 20
+# Printable ASCII without backslash; no component is empty, "." or "..".
+_PLAIN_MEMBER = re.compile(r"(?!.*(^|/)\.{0,2}(/|$))[ -\[\]-~]+")
 _MAX_INFLATE_RATIO = 1032  # deflate cannot expand further
 
 
@@ -52,7 +55,9 @@ class Reader:
             self._open()
         except FormatError as error:
             self.close()
-            raise type(error)(f"{self.path}: {error}", path=self.path, member=error.member, sample=error.sample) from None
+            raise type(error)(
+                f"{self.path}: {error}", path=self.path, member=error.member, sample=error.sample
+            ) from None
         except BaseException:
             self.close()
             raise
@@ -65,11 +70,13 @@ class Reader:
         payload = self._check_payload()
         if self.header.samples > payload.size:
             raise FormatError(f"{self.header.samples} samples in {payload.size} payload bytes", member=spec.ROOT)
-        self.columns = {name: self._column(name) for name in spec.COLUMNS if f"{name}/zarr.json" in self.members}
+        self._allowance = spec.max_columns(payload.size)
+        self.columns = {name: self._column(name) for name in spec.COLUMNS if self._has(name)}
         missing = [name for name, column in spec.COLUMNS.items() if column.required and name not in self.columns]
         if missing:
             raise FormatError(f"the column {missing[0]} is missing", member=missing[0])
         self._payload = payload
+        self._below("length", 1, None)
         self.offsets = np.concatenate([[0], np.cumsum(self.columns["length"], dtype=np.int64)])
         if int(self.offsets[-1]) != payload.size:
             raise FormatError(
@@ -81,7 +88,6 @@ class Reader:
     def _check_columns(self) -> None:
         """Values that index something must be inside it."""
         header, columns = self.header, self.columns
-        self._below("length", 1, None)
         self._below("label", 0, len(header.classes))
         if "mask" in columns:
             mask, used = columns["mask"], header.patches % 8
@@ -99,6 +105,8 @@ class Reader:
             if shape != columns["bins/taken"].shape or shape[0] != len(header.classes) or shape[1] > spec.MAX_BINS:
                 raise FormatError(f"bins/size: shape {shape} does not fit {len(header.classes)} classes", member="bins")
             self._below("bin", 0, shape[1])
+            if (columns["bins/taken"] > columns["bins/size"]).any():
+                raise FormatError("bins/taken: more samples than bins/size has", member="bins/taken")
 
     def _below(self, name: str, low: int, high: int | None) -> None:
         column = self.columns[name]
@@ -108,6 +116,12 @@ class Reader:
             raise FormatError(
                 f"{name}: sample {bad[0]} has {column[bad[0]]}; allowed: {allowed}", member=name, sample=int(bad[0])
             )
+
+    def _has(self, name: str) -> bool:
+        """Whether the file has a column: either of its members makes it one, and then both must be there."""
+        return (
+            f"{name}/zarr.json" in self.members or f"{name}/c/{'/'.join('0' * spec.COLUMNS[name].ndim)}" in self.members
+        )
 
     def _check_payload(self) -> Member:
         name = f"{spec.PAYLOAD}/zarr.json"
@@ -134,10 +148,10 @@ class Reader:
         if chunk not in self.members:
             raise FormatError(f"{name}: the member {chunk} is missing", member=name)
         stored = self.members[chunk].size
-        payload = self.members[f"{spec.PAYLOAD}/c/0"].size
-        limit = min(_MAX_INFLATE_RATIO * stored, spec.max_column(payload)) if compressed else stored
+        limit = min(_MAX_INFLATE_RATIO * stored, self._allowance) if compressed else stored
         if size > limit:
             raise FormatError(f"{name}: {size} bytes cannot come from {stored} stored ones", member=name)
+        self._allowance -= size
         data = self._member(chunk, stored)
         if compressed:
             data = _gunzip(data, size, name)
@@ -148,7 +162,8 @@ class Reader:
     def _member(self, name: str, limit: int) -> bytes:
         """The bytes of a small member, after its CRC."""
         if name not in self.members:
-            raise FormatError(f"the member {name} is missing; is this a .dqz file?", member=name)
+            advice = "; is this a .dqz file?" if name == spec.ROOT else ""
+            raise FormatError(f"the member {name} is missing{advice}", member=name)
         member = self.members[name]
         if member.size > limit:
             raise FormatError(f"{name}: {member.size} bytes; allowed: {limit}", member=name)
@@ -199,9 +214,9 @@ class Reader:
             for block in self.blocks(name):
                 digest.update(block)
             hashes[name] = digest.digest()
-        root = b"".join(self.blocks(spec.ROOT))
+        root, stated = b"".join(self.blocks(spec.ROOT)), self.header.fingerprint.encode()
         del hashes[spec.ROOT]
-        return spec.fingerprint(hashes, root.replace(self.header.fingerprint.encode(), b"0" * 64))
+        return spec.fingerprint(hashes, root.replace(stated, b"0" * 64, 1))
 
     def mask(self, indices: Sequence[int] | Array) -> Array:
         """bool (n, P), true where a patch is kept."""
@@ -242,7 +257,11 @@ def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
             raise FormatError(f"the member {name[:80]!r} occurs twice", member=name)
         if info.header_offset != position:
             raise FormatError(f"the member {name[:80]!r} does not start where the last one ends", member=name)
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & ~0x800:
+        if not _PLAIN_MEMBER.fullmatch(name):
+            raise FormatError(f"the member name {name[:80]!r} is not allowed", member=name)
+        if info.comment or not _only_zip64(info.extra):
+            raise FormatError(f"the member {name[:80]!r} has a comment or an unknown extra field", member=name)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits:
             raise FormatError(f"the member {name[:80]!r} is not a plain stored one", member=name)
         start = position + _check_local(file, info, position, directory)
         position = start + info.file_size
@@ -295,10 +314,14 @@ def _check_local(file: IO[bytes], info: zipfile.ZipInfo, position: int, director
     elif extra:
         raise FormatError(f"the member {name[:80]!r} has an unknown extra field", member=name)
     found = signature, rest[:name_length], flags, method, crc, stored, size
-    encoded = name.encode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace")
-    if found != (b"PK\3\4", encoded, info.flag_bits, 0, info.CRC, info.file_size, info.file_size):
+    if found != (b"PK\3\4", name.encode(), 0, 0, info.CRC, info.file_size, info.file_size):
         raise FormatError(f"the local header of {name[:80]!r} differs from the directory", member=name)
     return length
+
+
+def _only_zip64(extra: bytes) -> bool:
+    """Whether the extra field of a directory entry is empty or the ZIP64 one."""
+    return not extra or (extra[:2] == b"\1\0" and len(extra) == 4 + int.from_bytes(extra[2:4], "little"))
 
 
 def _pread(file: IO[bytes], size: int, start: int) -> bytes:

@@ -36,7 +36,7 @@ MAX_PATCHES = 1 << 16  # patches of one image
 MAX_SAMPLES = 1 << 31
 MAX_CLASSES = 1 << 20
 MAX_BINS = 1 << 16
-MAX_NAME = 255  # characters of a class name
+MAX_NAME = 255  # bytes of a class name in UTF-8
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,23 @@ def smallest(values: npt.ArrayLike, dtypes: tuple[str, ...]) -> Array:
     raise ValueError(f"{top} does not fit {dtypes[-1]}")
 
 
+_OWN = frozenset(
+    ("version", "requires", "samples", "image", "patch", "transform", "checksum_group", "classes", "fingerprint")
+)  # the entries of `dqz` that Header has as fields
+
+
 @dataclass(frozen=True)
 class Header:
     """What the root's attribute `dqz` holds; `extra` are the informative entries (source, encode, creator).
 
-        samples         number of samples, at least 1
-        height, width   pixels
-        channels        1 (grey) or 3 (red, green, blue)
-        patch           side of a patch in pixels; divides height and width
-        checksum_group  samples that share one checksum
-        classes         names, by label
-        transform       name of the codec
-        requires        features that a reader must know
+    samples         number of samples, at least 1
+    height, width   pixels
+    channels        1 (grey) or 3 (red, green, blue)
+    patch           side of a patch in pixels; divides height and width
+    checksum_group  samples that share one checksum
+    classes         names, by label
+    transform       name of the codec
+    requires        features that a reader must know
     """
 
     samples: int
@@ -149,9 +154,12 @@ def parse_header(data: bytes) -> Header:
     _check_version(_typed(dqz, "version", str))
     requires = tuple(_strings(dqz, "requires"))
     unknown = sorted(set(requires) - FEATURES)
+    if "consolidated_metadata" in root:
+        raise FormatError("zarr.json: consolidated_metadata would be a second account of the columns", member=ROOT)
     if unknown:
         raise UnsupportedFeatureError(
-            f"the file needs {', '.join(unknown)}, which this version of dqcodec does not know; a newer one may", member=ROOT
+            f"the file needs {', '.join(unknown)}, which this version of dqcodec does not know; a newer one may",
+            member=ROOT,
         )
     image, transform = _typed(dqz, "image", dict), _typed(dqz, "transform", dict)
     height, width = (_integer(image, key, 1, MAX_SIDE) for key in ("height", "width"))
@@ -165,7 +173,11 @@ def parse_header(data: bytes) -> Header:
         raise FormatError(f"zarr.json: more than {MAX_PATCHES} patches an image", member=ROOT)
     name = _typed(transform, "name", str)
     if name not in FEATURES:
-        raise UnsupportedFeatureError(f"the file needs the transform {name!r}, which this version does not know", member=ROOT)
+        raise UnsupportedFeatureError(
+            f"the file needs the transform {name!r}, which this version does not know", member=ROOT
+        )
+    if name not in requires:
+        raise FormatError(f"zarr.json: requires does not list the transform {name!r}", member=ROOT)
     classes = tuple(_strings(dqz, "classes"))
     check_classes(classes)
     fingerprint = _typed(dqz, "fingerprint", str)
@@ -173,22 +185,21 @@ def parse_header(data: bytes) -> Header:
         raise FormatError("zarr.json: fingerprint is not 64 hexadecimal digits", member=ROOT)
     samples = _integer(dqz, "samples", 1, MAX_SAMPLES)
     group = _integer(dqz, "checksum_group", 1, MAX_SAMPLES)
-    own = "version requires samples image patch transform checksum_group classes fingerprint".split()
     return Header(
         samples, height, width, channels, patch, group, classes, name, requires, fingerprint,
-        extra={key: value for key, value in dqz.items() if key not in own},
+        extra={key: value for key, value in dqz.items() if key not in _OWN},
         user=attributes["user"] if isinstance(attributes.get("user"), dict) else {},
     )  # fmt: skip
 
 
 def check_classes(classes: tuple[str, ...]) -> None:
-    """Class names become folder names on export: not empty, not '.' or '..', no '/', '\\' or control character."""
+    """Class names become folder names on export, and are printed: FormatError for one that is not `plain_name`."""
     if not 1 <= len(classes) <= MAX_CLASSES:
         raise FormatError(f"zarr.json: {len(classes)} classes; allowed: 1 to {MAX_CLASSES}", member=ROOT)
     if len(set(classes)) != len(classes):
         raise FormatError("zarr.json: a class name occurs twice", member=ROOT)
     for name in classes:
-        if name in ("", ".", "..") or len(name) > MAX_NAME or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", name):
+        if not plain_name(name):
             raise FormatError(f"zarr.json: class name {name[:80]!r} cannot be a folder name", member=ROOT)
 
 
@@ -201,8 +212,15 @@ def fingerprint(hashes: Mapping[str, bytes], root: bytes) -> str:
     return total.hexdigest()
 
 
-def max_column(payload: int) -> int:
-    """Bytes that a column may take once unpacked, beside a payload of so many: what a forged size can cost."""
+def plain_name(name: str) -> bool:
+    """Whether a folder can have this name: 1 to MAX_NAME bytes, not "." or "..", no slash, backslash or control."""
+    if name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):
+        return False
+    return len(name.encode()) <= MAX_NAME
+
+
+def max_columns(payload: int) -> int:
+    """Bytes that all columns together may take once unpacked, beside a payload of so many: what forged sizes cost."""
     return 16 * payload + (64 << 20)
 
 
@@ -238,9 +256,12 @@ def parse_array_json(data: bytes, member: str) -> tuple[tuple[int, ...], str, bo
         raise FormatError(f"{member}: data_type {str(dtype)[:80]!r}; allowed: uint8, uint16, uint32", member=member)
     for compressed in (False, True):
         expected = json.loads(array_json(tuple(shape), dtype, compressed))
-        if all(_same(value.get(key), expected[key]) for key in expected if key != "attributes"):
+        same = all(_same(value.get(key), expected[key]) for key in expected if key != "attributes")
+        if same and not value.get("storage_transformers"):
             return tuple(shape), dtype, compressed
-    raise FormatError(f"{member}: not an array of one little-endian chunk with the codecs bytes or bytes, gzip", member=member)
+    raise FormatError(
+        f"{member}: not an array of one little-endian chunk with the codecs bytes or bytes, gzip", member=member
+    )
 
 
 def _same(found: Any, expected: Any) -> bool:
@@ -259,6 +280,9 @@ def _same(found: Any, expected: Any) -> bool:
 def parse_json(data: bytes, member: str) -> dict[str, Any]:
     """A JSON object in UTF-8 without repeated keys."""
 
+    def constant(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
@@ -266,7 +290,7 @@ def parse_json(data: bytes, member: str) -> dict[str, Any]:
         return value
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{member}: not valid JSON ({error})", member=member) from None
     if not isinstance(value, dict):

@@ -118,7 +118,7 @@ class Writer:
         return np.asarray(sums, np.uint32)
 
     def _write_columns(self, header: Header, columns: Mapping[str, Array]) -> None:
-        total = sum(self.lengths)
+        total, unpacked = sum(self.lengths), 0
         self._write(f"{spec.PAYLOAD}/zarr.json", spec.array_json((total,), "uint8", compressed=False))
         if any(name.startswith("bins/") for name in columns):
             self._write("bins/zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
@@ -131,8 +131,9 @@ class Writer:
             data = array.tobytes()
             packed = gzip.compress(data, 9, mtime=0)
             compressed = len(packed) < len(data)
-            if len(data) > spec.max_column(total):
-                raise ValueError(f"column {name} takes {len(data)} bytes; allowed: {spec.max_column(total)}")
+            unpacked += len(data)
+            if unpacked > spec.max_columns(total):
+                raise ValueError(f"the columns take {unpacked} bytes; allowed: {spec.max_columns(total)}")
             self._write(f"{name}/zarr.json", spec.array_json(array.shape, array.dtype.name, compressed))
             self._write(f"{name}/c/{'/'.join('0' * array.ndim)}", packed if compressed else data)
 

@@ -1,1 +1,1 @@
-"""Networks: the proxy classifier (`proxy`), its attention (`gradcam`), the masked autoencoder (`mae`). All need torch."""
+"""Networks in torch: the proxy classifier (`proxy`), its attention (`gradcam`), the masked autoencoder (`mae`)."""

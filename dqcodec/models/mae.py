@@ -96,7 +96,8 @@ class MAE(nn.Module):
     def loss(self, x: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error over the dropped patches."""
         error = (self(x, mask) - patchify(x, self.config.patch)) ** 2
-        return error[~mask].mean()
+        out: Tensor = error[~mask].mean()
+        return out
 
     @torch.no_grad()
     def fill(self, images: Tensor, mask: Tensor) -> Tensor:
@@ -109,17 +110,18 @@ class MAE(nn.Module):
         Raises OptionError where the images do not fit this model.
         """
         config = self.config
-        if images.shape[1:] != (config.channels, config.size, config.size) or mask.shape[1] != (config.size // config.patch) ** 2:
+        if (
+            images.shape[1:] != (config.channels, config.size, config.size)
+            or mask.shape[1] != (config.size // config.patch) ** 2
+        ):
             raise OptionError(
-                f"mae: this model fills {config.channels} x {config.size} x {config.size} images with patches of {config.patch}; "
+                f"mae: it is for {config.channels} x {config.size} x {config.size} images, patch {config.patch}; "
                 f"these are {' x '.join(map(str, images.shape[1:]))} with {mask.shape[1]} patches"
             )
-        mean, std = (
-            torch.tensor(v, device=images.device)[: config.channels, None, None] * 255 for v in (_MEAN, _STD)
-        )
+        mean, std = (torch.tensor(v, device=images.device)[: config.channels, None, None] * 255 for v in (_MEAN, _STD))
         out = images.clone()
         kept = mask.sum(1)
-        for count in kept.unique().tolist():  # rows of equally many kept patches go together
+        for count in sorted(set(kept.tolist())):  # rows of equally many kept patches go together
             rows = (kept == count).nonzero()[:, 0]
             if count == mask.shape[1]:
                 continue
@@ -151,13 +153,19 @@ def load(path: str | Path) -> MAE:
     except (OSError, SafetensorError, ValueError) as error:
         raise OptionError(f"mae: cannot read {path}: {error}", path=path) from None
     names = {field.name for field in fields(MAEConfig)}
-    if not isinstance(about, dict) or set(about) != names or not all(isinstance(v, int) and v > 0 for v in about.values()):
+    if (
+        not isinstance(about, dict)
+        or set(about) != names
+        or not all(isinstance(v, int) and v > 0 for v in about.values())
+    ):
         raise OptionError(f"mae: {path} holds no dqcodec MAE configuration", path=path)
     model = MAE(MAEConfig(**about))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise OptionError(f"mae: the weights in {path} do not fit their configuration: {str(error)[:300]}", path=path) from None
+        raise OptionError(
+            f"mae: the weights in {path} do not fit their configuration: {str(error)[:300]}", path=path
+        ) from None
     return model.eval()
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 Array = npt.NDArray[Any]
 
-MAX_SIZE = 64  # pixels a side that the proxy looks at; larger images are scaled down
 WIDTHS = (24, 48, 96)
 BATCH = 128
 EPOCHS = 10  # as in the paper, within the limits below
@@ -44,7 +43,7 @@ class Block(nn.Module):
 
 
 class Proxy(nn.Module):
-    """Images (N, C, s, s), normalised -> logits (N, classes); the last feature map has s/4 (s <= 32) or s/8 cells a side."""
+    """Images (N, C, s, s), normalised -> logits (N, classes); the last map has s/4 (s <= 32) or s/8 cells a side."""
 
     def __init__(self, channels: int, classes: int, size: int) -> None:
         super().__init__()
@@ -72,7 +71,7 @@ class Proxy(nn.Module):
 
 def normalise(images: Array, device: torch.device) -> Tensor:
     """uint8 (n, s, s, C) -> float32 (n, C, s, s), about -2..2."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    x = torch.from_numpy(np.array(images)).to(device)
     return ((x.float() - 128) / 64).permute(0, 3, 1, 2)
 
 
@@ -95,7 +94,7 @@ def train(
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = Proxy(images.shape[3], classes, size).to(device, memory_format=torch.channels_last)
+        model: Proxy = Proxy(images.shape[3], classes, size).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps, pct_start=0.2)
     targets = torch.from_numpy(np.asarray(labels, np.int64))
@@ -110,7 +109,8 @@ def train(
         schedule.step()
         if progress:
             progress("proxy", step + 1, steps)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _batches(n: int, batch: int, steps: int, rng: np.random.Generator) -> Iterator[Array]:

@@ -60,7 +60,8 @@ def to_integers(features: Array, pool: int) -> Array:
         bits -= 1
     top = float(np.abs(features).max(initial=0.0))
     scaled = features.astype(np.float64) / (top or 1.0)
-    return np.rint(scaled * (2**bits - 1))
+    integers: Array = np.rint(scaled * (2**bits - 1))
+    return integers
 
 
 def bin_sizes(samples: int, bins: int) -> Array:

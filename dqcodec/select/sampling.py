@@ -1,4 +1,4 @@
-"""How many samples, and which: counts by class and bin that add up exactly, then a uniform draw from each bin (DQ Eq. 5)."""
+"""How many samples and which: counts by class and bin that add up exactly, a uniform draw from each bin (DQ Eq. 5)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Array = npt.NDArray[Any]
 def split(total: int, weights: Array, limits: Array) -> Array:
     """Divide `total` in proportion to `weights` by the largest remainder.
 
-        weights   float64 (n,), >= 0, not all zero
-        limits    int64 (n,), capacities with sum >= total; what exceeds one is handed on
-        returns   int64 (n,), sums to `total`; of equal remainders the lower index gets one more
+    weights   float64 (n,), >= 0, not all zero
+    limits    int64 (n,), capacities with sum >= total; what exceeds one is handed on
+    returns   int64 (n,), sums to `total`; of equal remainders the lower index gets one more
     """
     counts = np.zeros(len(weights), np.int64)
     while (rest := total - int(counts.sum())) > 0:

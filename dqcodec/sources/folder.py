@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.container.spec import MAX_CLASSES, MAX_NAME
+from dqcodec.container.spec import MAX_CLASSES, plain_name
 from dqcodec.errors import SourceError
 
 
@@ -53,7 +53,9 @@ def scan(root: str | Path) -> Folder:
     root = Path(root)
     if not root.is_dir():
         kind = "is a file" if root.exists() else "does not exist"
-        raise SourceError(f"{root} {kind}; expected a folder with one folder a class: {root}/<class>/<image>", path=root)
+        raise SourceError(
+            f"{root} {kind}; expected a folder with one folder a class: {root}/<class>/<image>", path=root
+        )
     folders, skipped = [], []
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
@@ -114,5 +116,5 @@ def _walk(root: Path, folder: str, skipped: list[tuple[str, str]]) -> list[tuple
 
 
 def _check_class(root: Path, name: str) -> None:
-    if len(name) > MAX_NAME or any(c < " " or c in "\\\x7f" or "\ud800" <= c <= "\udfff" for c in name):
-        raise SourceError(f"{root}: the class folder {ascii(name)} has a name that no .dqz can hold; rename it", path=root)
+    if not plain_name(name):
+        raise SourceError(f"{root}: the class folder {name!a} has a name that no .dqz can hold; rename it", path=root)

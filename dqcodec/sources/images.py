@@ -55,10 +55,10 @@ def probe(open_file: Callable[[], IO[bytes]], name: str) -> Probe:
 def read(open_file: Callable[[], IO[bytes]], name: str, size: int, resize: str, channels: int) -> Array:
     """Decode one image.
 
-        size      pixels a side of the result
-        resize    "squash" to the square, "crop" the middle square, "pad" to a square with mid-grey
-        channels  1 or 3
-        returns   uint8 (size, size, channels)
+    size      pixels a side of the result
+    resize    "squash" to the square, "crop" the middle square, "pad" to a square with mid-grey
+    channels  1 or 3
+    returns   uint8 (size, size, channels)
     """
     from PIL import Image, ImageOps
 
@@ -71,7 +71,7 @@ def read(open_file: Callable[[], IO[bytes]], name: str, size: int, resize: str, 
                 flat = ImageOps.fit(flat, box, Image.Resampling.LANCZOS)
             elif resize == "pad":
                 grey = ZERO if channels == 1 else (ZERO,) * 3
-                flat = ImageOps.pad(flat, box, Image.Resampling.LANCZOS, color=grey)  # type: ignore[arg-type]
+                flat = ImageOps.pad(flat, box, Image.Resampling.LANCZOS, color=grey)
             else:
                 flat = flat.resize(box, Image.Resampling.LANCZOS)
         return np.asarray(flat, np.uint8).reshape(size, size, channels)
@@ -96,7 +96,9 @@ def _opened(open_file: Callable[[], IO[bytes]], name: str) -> Iterator[Image.Ima
         with open_file() as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise SourceError(f"{name}: {width} x {height} pixels, a possible decompression bomb; allowed: {MAX_PIXELS}")
+                raise SourceError(
+                    f"{name}: {width} x {height} pixels, a possible decompression bomb; allowed: {MAX_PIXELS}"
+                )
             yield image
     except UnidentifiedImageError:
         raise SourceError(f"{name}: not an image in a known format") from None

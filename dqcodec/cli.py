@@ -1,0 +1,320 @@
+"""The command line: arguments, progress, tables, exit codes; every command calls one public function."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dqcodec import __version__
+from dqcodec import encode as encode_folder
+from dqcodec.encode import EncodeOptions, EncodeResult
+from dqcodec.errors import DQZError, OptionError
+from dqcodec.export import export as export_file
+from dqcodec.inspection import Info, Verification
+from dqcodec.inspection import info as read_info
+from dqcodec.inspection import verify as verify_file
+from dqcodec.sources.images import quiet
+
+DEFAULTS = EncodeOptions()
+SHOWN = 20  # lines of a list on the terminal; --json has them all
+
+app = typer.Typer(
+    help="Compact training sets: turn a folder of images into one .dqz file and train from it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@app.command()
+def encode(
+    source: Annotated[Path, typer.Argument(help="Folder with one folder a class: SOURCE/<class>/<image>.")],
+    output: Annotated[Path, typer.Argument(help="The .dqz file to write.")],
+    keep: Annotated[float, typer.Option(help="Share of the images to keep, 0 < keep <= 1.")] = DEFAULTS.keep,
+    bins: Annotated[int, typer.Option(help="Bins a class; the same share is kept of each.")] = DEFAULTS.bins,
+    drop: Annotated[float, typer.Option(help="Share of the patches to drop, 0 <= drop < 1.")] = DEFAULTS.drop,
+    bits: Annotated[int, typer.Option(help="Bits a pixel value, 2 to 8.")] = DEFAULTS.bits,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side.", show_default="as the images, at most 224")
+    ] = DEFAULTS.size,
+    resize: Annotated[
+        Literal["squash", "crop", "pad"],
+        typer.Option(help="How other shapes become square: change the aspect, cut the sides off, or add grey ones."),
+    ] = "squash",
+    patch: Annotated[
+        int | None, typer.Option(help="Side of a patch in pixels.", show_default="16 at 224, 8 at 64, 4 at 32")
+    ] = DEFAULTS.patch,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="Features for the bins: [b]proxy[/b] (a small network trained on the images), [b]timm:NAME[/b], "
+            "[b]timm:NAME@WEIGHTS[/b], or a [b].npy[/b] file with a row for every file."
+        ),
+    ] = DEFAULTS.features,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that read images.", show_default="one a processor")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = DEFAULTS.seed,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first unusable file instead of skipping it.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a folder of images into a .dqz file.
+
+    Samples are chosen by dataset quantization, unimportant patches dropped, pixels quantized and packed.
+    --keep 1 --drop 0 keeps everything and trains no network.
+    """
+    options = EncodeOptions(keep, bins, drop, bits, size, resize, patch, features, seed)
+    with _Stages() as stages:
+        result = encode_folder(
+            source, output, options,
+            device=device, workers=workers, strict=strict, overwrite=overwrite, progress=stages,
+        )  # fmt: skip
+    _print_skipped(result)
+    for note in result.notes:
+        err.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    if as_json:
+        _print_json(_encode_json(result))
+    else:
+        out.print(_encode_table(result))
+
+
+@app.command()
+def info(file: Annotated[Path, typer.Argument(help="A .dqz file.")], as_json: Json = False) -> None:
+    """Show what a .dqz file holds."""
+    found = read_info(file)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        out.print(_info_table(found))
+
+
+@app.command()
+def verify(file: Annotated[Path, typer.Argument(help="A .dqz file.")], as_json: Json = False) -> None:
+    """Check every checksum and decode every sample; exit status 1 if something is wrong."""
+    if not file.is_file():
+        raise DQZError(f"{file}: no such file")
+    with _Stages() as stages:
+        found = verify_file(file, stages)
+    if as_json:
+        _print_json({**asdict(found), "ok": found.ok})
+    else:
+        _print_verification(found)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="A .dqz file.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    fill: Annotated[
+        Literal["mean", "none"], typer.Option(help="Dropped patches: the image's mean colour, or black.")
+    ] = "mean",
+    as_json: Json = False,
+) -> None:
+    """Write the images of a .dqz file as PNGs, one folder a class."""
+    with _Stages() as stages:
+        count = export_file(file, folder, fill, stages)
+    if as_json:
+        _print_json({"images": count, "folder": str(folder)})
+    else:
+        out.print(f"{count:,} images in {escape(str(folder))}", highlight=False)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        out.print(f"dqcodec {__version__}", highlight=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; one line and status 1 (2 for wrong arguments) instead of a traceback."""
+    quiet()
+    try:
+        app()
+    except OptionError as error:
+        _fail(f"--{error}" if str(error).partition(":")[0].isidentifier() else str(error), 2)
+    except DQZError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except MemoryError:
+        _fail("out of memory", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was left behind", 130)
+
+
+def _fail(message: str, status: int) -> None:
+    err.print(f"[red]Error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+class _Stages:
+    """Progress of long work: bars with the time left on a terminal, else a line every 30 seconds."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("in"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bars = Progress(*columns, console=err) if err.is_terminal else None
+        self._tasks: dict[str, Any] = {}
+        self._started: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        if self._bars:
+            self._bars.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def _show(self, stage: str, done: int, total: int) -> None:
+        if self._bars:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total)
+            self._bars.update(self._tasks[stage], completed=done)
+            return
+        now = time.monotonic()
+        start = self._started.setdefault(stage, now)
+        if now - self._last > 30:
+            self._last = now
+            left = (now - start) / done * (total - done)
+            err.print(f"{stage}: {done:,} of {total:,}, {left:.0f} s left", highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+def _print_skipped(result: EncodeResult) -> None:
+    if result.skipped:
+        err.print(f"[yellow]Skipped {len(result.skipped):,} files:[/yellow]")
+        for name, reason in result.skipped[:SHOWN]:
+            err.print(
+                f"  {ascii(name)[1:-1] if not name.isprintable() else escape(name)}: {escape(reason)}", highlight=False
+            )
+        if len(result.skipped) > SHOWN:
+            err.print(f"  and {len(result.skipped) - SHOWN:,} more; --json lists them all")
+
+
+def _encode_json(result: EncodeResult) -> dict[str, Any]:
+    return {
+        "path": str(result.path),
+        "images": result.images,
+        "kept": result.kept,
+        "bytes_in": result.bytes_in,
+        "bytes_kept": result.bytes_kept,
+        "bytes_out": result.bytes_out,
+        "options": asdict(result.options),
+        "seconds": result.seconds,
+        "skipped": result.skipped,
+        "notes": result.notes,
+        "fingerprint": result.header.fingerprint,
+    }
+
+
+def _encode_table(result: EncodeResult) -> Table:
+    header = result.header
+    table = _table(result.path.name)
+    table.add_row("images in", f"{result.images:,}", _bytes(result.bytes_in))
+    table.add_row("skipped", f"{len(result.skipped):,}", "")
+    table.add_row("kept", f"{result.kept:,}", f"{_bytes(result.bytes_kept)} of source files")
+    table.add_row("file", _bytes(result.bytes_out), f"{result.bytes_out / result.kept:,.0f} bytes an image")
+    table.add_row(
+        "ratio",
+        f"{result.bytes_in / result.bytes_out:.2f} : 1",
+        f"{result.bytes_kept / result.bytes_out:.2f} : 1 over the kept images",
+    )
+    table.add_row(
+        "images are",
+        f"{header.height} x {header.width} x {header.channels}",
+        f"patches of {header.patch}, {result.options.bits} bits",
+    )
+    table.add_section()
+    for stage, seconds in result.seconds.items():
+        table.add_row(stage, f"{seconds:.1f} s", "")
+    table.add_row("[b]all[/b]", f"[b]{sum(result.seconds.values()):.1f} s[/b]", "")
+    return table
+
+
+def _info_table(found: Info) -> Table:
+    table = _table(Path(found.path).name)
+    table.add_row("samples", f"{found.samples:,}", f"{found.classes:,} classes")
+    if "images" in found.source:
+        table.add_row("of", f"{found.source['images']:,}", f"images, {_bytes(int(found.source.get('bytes', 0)))}")
+    table.add_row("images", f"{found.height} x {found.width} x {found.channels}", f"patches of {found.patch}")
+    table.add_row("kept patches", f"{found.kept_patches:.1%}", "")
+    table.add_row("transform", found.transform, ", ".join(f"{bits} bits: {n:,}" for bits, n in found.bits.items()))
+    table.add_row(
+        "bytes",
+        f"{found.bytes:,}",
+        f"{found.bytes / found.samples:,.0f} a sample, {found.raw / found.bytes:.1f} : 1 to raw pixels",
+    )
+    table.add_section()
+    for name, size in sorted(found.members.items(), key=lambda item: -item[1]):
+        table.add_row(escape(name), f"{size:,}", f"{size / found.bytes:.1%}")
+    table.add_section()
+    for name, count in list(found.per_class.items())[:SHOWN]:
+        table.add_row(escape(name), f"{count:,}", "")
+    if len(found.per_class) > SHOWN:
+        table.add_row("...", f"{len(found.per_class) - SHOWN:,} more classes", "")
+    table.add_section()
+    table.add_row("options", "", escape(", ".join(f"{k} {v}" for k, v in found.encode.items())))
+    table.add_row("creator", "", escape(found.creator))
+    table.add_row("fingerprint", "", found.fingerprint)
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _print_verification(found: Verification) -> None:
+    for sentence in found.damage:
+        out.print(f"[red]damaged:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
+    for index, reason in found.bad:
+        out.print(f"[red]sample {index}:[/red] {escape(reason)}", highlight=False, soft_wrap=True)
+    path = escape(found.path)
+    if found.ok:
+        out.print(f"{path}: {found.samples:,} samples, all good", highlight=False, soft_wrap=True)
+    elif found.bad:
+        out.print(
+            f"{path}: {len(found.bad):,} of {found.samples:,} samples are damaged", highlight=False, soft_wrap=True
+        )
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count:,} bytes"

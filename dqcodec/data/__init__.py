@@ -1,0 +1,1 @@
+"""Training from a .dqz: the torch Dataset (`dataset`)."""

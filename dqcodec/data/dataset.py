@@ -1,0 +1,128 @@
+"""DQZDataset: a .dqz as a torch Dataset of (image, target).
+
+    dataset = DQZDataset("out.dqz", transform=...)
+    loader = DataLoader(dataset, batch_size=128, shuffle=True, num_workers=4)
+
+The entropy coding is undone on the CPU; dequantization, placing the patches and filling run on the dataset's device,
+a batch at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from dqcodec.codec import quantize
+from dqcodec.decode import DQZFile, Kept, check_index
+from dqcodec.errors import OptionError
+from dqcodec.models.mae import MAE, load
+
+Array = npt.NDArray[Any]
+
+FILLS = ("mae", "mean", "none")
+
+
+class DQZDataset(Dataset[tuple[Any, Any]]):
+    """The samples of a .dqz as (image, target): a uint8 tensor (C, H, W) and an int, before the transforms.
+
+        path              the file
+        transform         called with each image; target_transform with each target
+        device            where images are decoded to, "cpu" by default. Another device works in the process that uses
+                          it: num_workers=0
+        fill              dropped patches: "mean" (the image's mean colour), "mae" (needs `mae`), "none" (black)
+        mae               the model for fill="mae": a safetensors file written by MAE.save, or an MAE
+
+        classes, class_to_idx, targets   as torchvision's ImageFolder has them; targets is an int64 array
+
+    A batch is decoded at once through `__getitems__`. Pickles as the path; a worker opens the file anew, and refuses
+    one that was replaced. Raises FormatError where the file is not a .dqz, ChecksumError for a damaged sample,
+    OptionError for wrong arguments.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        transform: Callable[[Tensor], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+        device: str | torch.device | None = None,
+        fill: str = "mean",
+        mae: str | Path | MAE | None = None,
+    ) -> None:
+        if fill not in FILLS:
+            raise OptionError(f"fill: {fill!r}; allowed: {', '.join(FILLS)}")
+        if (fill == "mae") != (mae is not None):
+            raise OptionError(
+                'fill: "mae" needs a model, and this version ships none: give mae="weights.safetensors"'
+                if mae is None
+                else f'mae: given with fill={fill!r}; only fill="mae" uses it'
+            )
+        self.file = DQZFile(path)
+        self.transform, self.target_transform = transform, target_transform
+        self.device = torch.device(device or "cpu")
+        self.fill = fill
+        self.mae = (mae if isinstance(mae, MAE) else load(mae)).to(self.device).eval() if mae is not None else None
+        self.classes = list(self.file.classes)
+        self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
+        self.targets: Array = self.file.label.astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
+        """Samples of a batch, decoded together."""
+        wanted = [check_index(index, len(self)) for index in indices]
+        return [self._sample(image, int(self.targets[i])) for i, image in zip(wanted, self.images(wanted), strict=True)]
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (n, C, H, W) on the dataset's device, without transforms."""
+        if self.device.type != "cpu" and get_worker_info() is not None:
+            raise OptionError(f"device: {self.device} cannot be used in DataLoader workers; set num_workers=0")
+        kept = self.file.kept(indices)
+        header = self.file.reader.header
+        images = place(kept, header.grid, self.device, mean=self.fill != "none")
+        if self.mae is not None:
+            images = self.mae.fill(images, torch.from_numpy(kept.mask).to(self.device))
+        return images
+
+    def _sample(self, image: Tensor, target: int) -> tuple[Any, Any]:
+        return (
+            image if self.transform is None else self.transform(image),
+            target if self.target_transform is None else self.target_transform(target),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"DQZDataset({str(self.file.path)!r}, {len(self)} samples, {len(self.classes)} classes, fill={self.fill!r})"
+        )
+
+
+def place(kept: Kept, grid: tuple[int, int], device: torch.device, mean: bool) -> Tensor:
+    """Dequantize, put the patches in place, fill the dropped ones with the mean colour or black.
+
+    The same integers as DQZFile.images, which is the reference. Returns uint8 (n, C, H, W) on `device`.
+    """
+    scales = torch.from_numpy(quantize.SCALES[kept.scale]).to(device)[:, None, None, None]
+    levels = torch.from_numpy(kept.levels).to(device)
+    mask = torch.from_numpy(kept.mask).to(device)
+    values = ((levels.float() * scales).round_() + quantize.ZERO).clamp_(0, 255).to(torch.uint8)
+    n, count = mask.shape
+    _, channels, side, _ = values.shape
+    patches = torch.zeros((n, count, channels, side, side), dtype=torch.uint8, device=device)
+    patches[mask] = values
+    if mean and not bool(mask.all()):
+        pixels = mask.sum(1)[:, None] * side * side
+        total = patches.sum((1, 3, 4), dtype=torch.int64)  # dropped ones are 0
+        colour = ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)
+        patches = torch.where(mask[:, :, None, None, None], patches, colour[:, None, :, None, None])
+    blocks = patches.reshape(n, *grid, channels, side, side).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(n, channels, grid[0] * side, grid[1] * side)

@@ -1,0 +1,131 @@
+"""Looking into a .dqz: `info` and `verify` as functions that return frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dqcodec.decode import DQZFile
+from dqcodec.errors import DQZError
+
+Progress = Callable[[str, int, int], None]
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a file says of itself.
+
+    samples, classes, channels, height, width, patch, transform, fingerprint, creator   from the header
+    bytes          of the file; `members` by name, `raw` of the same images as plain pixels
+    per_class      samples by class name
+    kept_patches   share of the patches that are kept, 0..1
+    bits           samples by bit width
+    source, encode what the header says about origin and options
+    """
+
+    path: str
+    bytes: int
+    samples: int
+    classes: int
+    channels: int
+    height: int
+    width: int
+    patch: int
+    transform: str
+    kept_patches: float
+    bits: dict[int, int]
+    raw: int
+    members: dict[str, int]
+    per_class: dict[str, int]
+    source: dict[str, Any]
+    encode: dict[str, Any]
+    creator: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """
+    samples  number of samples
+    bad      (index, reason) of every sample that cannot be decoded as it was written
+    damage   what else is wrong with the file
+    """
+
+    path: str
+    samples: int
+    bad: tuple[tuple[int, str], ...]
+    damage: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.bad and not self.damage
+
+
+def info(path: str | Path) -> Info:
+    """Read header and columns; FormatError where the file is not a .dqz."""
+    with DQZFile(path) as file:
+        reader, header = file.reader, file.reader.header
+        widths, counts = np.unique(file.bits, return_counts=True)
+        per_class = np.bincount(file.label, minlength=len(header.classes))
+        members: dict[str, int] = {}
+        for name, member in reader.members.items():
+            column = name.partition("/c/")[0] if "/c/" in name else "metadata"
+            members[column] = members.get(column, 0) + member.size
+        members["zip"] = reader.size - sum(members.values())
+        mask = reader.columns.get("mask")
+        kept = len(file) * header.patches if mask is None else int(np.bitwise_count(mask).sum())
+        return Info(
+            str(path), reader.size, len(file), len(header.classes), *file.shape, header.patch, header.transform,
+            kept / (len(file) * header.patches), dict(zip(widths.tolist(), counts.tolist(), strict=True)),
+            len(file) * header.channels * header.height * header.width, members,
+            dict(zip(header.classes, per_class.tolist(), strict=True)),
+            _table(header.extra, "source"), _table(header.extra, "encode"), str(header.extra.get("creator", "")),
+            header.fingerprint,
+        )  # fmt: skip
+
+
+def verify(path: str | Path, progress: Progress | None = None) -> Verification:
+    """Check every checksum and bound, and decode every sample.
+
+    A damaged structure is a FormatError on opening and comes back as `damage`; then no sample can be looked at.
+    """
+    try:
+        file = DQZFile(path)
+    except DQZError as error:
+        return Verification(str(path), 0, (), (str(error),))
+    with file:
+        bad: list[tuple[int, str]] = []
+        for start in range(0, len(file), BATCH):
+            batch = range(start, min(start + BATCH, len(file)))
+            try:
+                file.kept(batch)
+            except DQZError:
+                bad += _each(file, batch)
+            if progress:
+                progress("verify", batch.stop, len(file))
+        damage = []
+        if not bad and file.reader.fingerprint() != file.fingerprint:
+            damage.append("the fingerprint is not that of the content: a member was changed after the file was written")
+        return Verification(str(path), len(file), tuple(bad), tuple(damage))
+
+
+def _each(file: DQZFile, batch: range) -> list[tuple[int, str]]:
+    """The bad samples of a batch, one by one."""
+    bad = []
+    for index in batch:
+        try:
+            file.kept([index])
+        except DQZError as error:
+            bad.append((index, str(error).removeprefix(f"{file.path}: sample {index}: ").partition(". Run:")[0]))
+    return bad
+
+
+def _table(extra: Any, key: str) -> dict[str, Any]:
+    value = extra.get(key)
+    return dict(value) if isinstance(value, dict) else {}

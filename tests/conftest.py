@@ -1,0 +1,80 @@
+"""Folders of small images, and .dqz files made from arrays."""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+from make_golden import image as synthetic  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 12, 8 and 1 smooth 24 x 24 RGB images as PNG files, read only."""
+    root = tmp_path_factory.mktemp("photos")
+    number = 0
+    for name, count in (("a cat", 12), ("größe", 8), ("z", 1)):
+        (root / name).mkdir()
+        for k in range(count):
+            Image.fromarray(synthetic(number, 24, 24, 3)).save(root / name / f"{k:02d}.png")
+            number += 1
+    return root
+
+
+@pytest.fixture(scope="session")
+def encoded(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photo folder through every stage of the encoder; read only."""
+    import dqcodec
+
+    path = tmp_path_factory.mktemp("encoded") / "photos.dqz"
+    dqcodec.encode(photo_folder, path, dqcodec.EncodeOptions(bins=3, drop=0.3))
+    return path
+
+
+@pytest.fixture
+def golden_copy(tmp_path: Path) -> Path:
+    """A golden file that a test may damage."""
+    path = tmp_path / "copy.dqz"
+    path.write_bytes((GOLDEN / "pixel-rgb" / "file.dqz").read_bytes())
+    return path
+
+
+Rebuild = Callable[[Path, Mapping[str, bytes | None]], Path]
+
+
+@pytest.fixture
+def rebuild(tmp_path: Path) -> Rebuild:
+    """Write an archive again with some members replaced, added or (None) left out; all ZIP checksums are right."""
+
+    def write(path: Path, changes: Mapping[str, bytes | None]) -> Path:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: archive.read(info) for info in archive.infolist()}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in {**members, **changes}.items():
+                if data is not None:
+                    archive.writestr(name, data)
+        out = tmp_path / "rebuilt.dqz"
+        out.write_bytes(buffer.getvalue())
+        return out
+
+    return write
+
+
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal shape, dtype and values."""
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)

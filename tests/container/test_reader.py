@@ -1,0 +1,455 @@
+"""Damaged and forged files: an error that says what and where, or the right data; never a crash or much memory."""
+
+import gzip
+import json
+import struct
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+import dqcodec
+from dqcodec.container import spec
+from dqcodec.container.reader import Reader
+from dqcodec.errors import ChecksumError, DQZError, FormatError, TruncatedError, UnsupportedFeatureError
+
+RGB = GOLDEN / "pixel-rgb" / "file.dqz"
+GREY = GOLDEN / "pixel-grey" / "file.dqz"
+EXPECTED = np.load(GOLDEN / "pixel-rgb" / "expected.npz")["images"]
+
+
+def everything(path):
+    """All data of a file."""
+    with dqcodec.open(path) as file:
+        return file.images(range(len(file)), fill="none"), dict(file.reader.columns), file.classes
+
+
+def root(path, **changes):
+    """The root zarr.json with entries of `dqz` replaced, or left out (None)."""
+    with zipfile.ZipFile(path) as archive:
+        value = json.loads(archive.read("zarr.json"))
+    dqz = {**value["attributes"]["dqz"], **changes}
+    value["attributes"]["dqz"] = {key: entry for key, entry in dqz.items() if entry is not None}
+    return json.dumps(value).encode()
+
+
+def refused(path, match, kind=FormatError):
+    tracemalloc.start()
+    with pytest.raises(kind, match=match) as caught:
+        everything(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert str(path) in str(caught.value)
+    assert caught.value.path == str(path)
+    return caught.value
+
+
+# ---- damage
+
+
+@pytest.mark.spec("R-2")
+def test_truncated_anywhere(tmp_path):
+    """At every structural boundary, beside it, and at every 97th byte."""
+    data = RGB.read_bytes()
+    with Reader(RGB) as reader:
+        ends = [member.start + member.size for member in reader.members.values()]
+        starts = [member.start for member in reader.members.values()]
+    places = {0, 1, 21, 22, len(data) - 1, len(data) - 22, len(data) - 23, *range(0, len(data), 97)}
+    places |= {place + step for place in (*starts, *ends) for step in (-1, 0, 1)}
+    path = tmp_path / "cut.dqz"
+    for place in sorted(place for place in places if place < len(data)):
+        path.write_bytes(data[:place])
+        with pytest.raises(TruncatedError, match=r"cut\.dqz: "):
+            Reader(path)
+
+
+@pytest.mark.spec("R-4", "R-13")
+@pytest.mark.parametrize("golden", [RGB, GREY])
+def test_one_flipped_bit(tmp_path, golden):
+    """Every byte of the small file, every 11th of the other: an error, or exactly the data that were written."""
+    data = golden.read_bytes()
+    expected = everything(golden)
+    path = tmp_path / "flip.dqz"
+    rng = np.random.default_rng(0)
+    harmless = 0
+    for place in range(0, len(data), 1 if golden is GREY else 11):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            images, columns, classes = everything(path)
+        except DQZError as error:
+            assert str(path) in str(error)
+            continue
+        harmless += 1
+        np.testing.assert_array_equal(images, expected[0])
+        assert classes == expected[2]
+        for name, column in expected[1].items():
+            np.testing.assert_array_equal(columns[name], column)
+    assert harmless < 0.2 * len(data)  # ZIP dates, versions and attributes
+
+
+@pytest.mark.spec("R-13")
+def test_a_damaged_sample_is_named_and_the_others_stay(golden_copy):
+    with Reader(golden_copy) as reader:
+        start, place = reader.members["payload/c/0"].start, int(reader.offsets[5])
+    data = bytearray(golden_copy.read_bytes())
+    data[start + place] ^= 0x10
+    golden_copy.write_bytes(data)
+    with dqcodec.open(golden_copy) as file:
+        with pytest.raises(ChecksumError, match=r"copy\.dqz: sample 5: payload bytes .* Run: dqcodec verify") as caught:
+            file[5]
+        assert (caught.value.path, caught.value.member, caught.value.sample) == (str(golden_copy), "payload", 5)
+        np.testing.assert_array_equal(file.images([4, 6], fill="none"), EXPECTED[[4, 6]])
+        with pytest.raises(ChecksumError, match="sample 5"):
+            file.images([4, 5, 6])
+
+
+def test_trailing_bytes(golden_copy):
+    golden_copy.write_bytes(golden_copy.read_bytes() + b"x")
+    refused(golden_copy, "cut off or something was added", TruncatedError)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\x89PNG\r\n" * 100, b"PK\5\6" + bytes(18), bytes(10_000)])
+def test_not_a_dqz(tmp_path, content):
+    path = tmp_path / "x.dqz"
+    path.write_bytes(content)
+    refused(path, "is this a .dqz file|too few|missing")
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        dqcodec.open(tmp_path / "x.dqz")
+
+
+# ---- the archive
+
+
+def raw_zip(members):
+    """A ZIP of stored members, from (name, data, overrides) by hand: what zipfile would refuse to write."""
+    body, directory = b"", b""
+    for name, data, over in members:
+        encoded = name.encode()
+        at = over.get("at", len(body))
+        crc, size = over.get("crc", zipfile.crc32(data)), over.get("size", len(data))
+        method, flags = over.get("method", 0), over.get("flags", 0)
+        local = struct.pack("<4s5HIIIHH", b"PK\3\4", 20, flags, method, 0, 33, crc, size, size, len(encoded), 0)
+        body += local + over.get("local_name", encoded) + data
+        directory += struct.pack(
+            "<4s6HIIIHHHHHII",
+            *(b"PK\1\2", 20, 20, flags, method, 0, 33, crc, size, size, len(encoded), 0, 0, 0, 0, 0, at),
+        )
+        directory += encoded
+    end = struct.pack("<4s4HIIH", b"PK\5\6", 0, 0, len(members), len(members), len(directory), len(body), 0)
+    return body + directory + end
+
+
+def golden_members():
+    with zipfile.ZipFile(RGB) as archive:
+        return [(info.filename, archive.read(info), {}) for info in archive.infolist()]
+
+
+def test_raw_zip_is_a_good_forger(tmp_path):
+    path = tmp_path / "x.dqz"
+    path.write_bytes(raw_zip(golden_members()))
+    np.testing.assert_array_equal(everything(path)[0], EXPECTED)
+
+
+@pytest.mark.spec("R-3")
+def test_duplicate_members(tmp_path):
+    path = tmp_path / "x.dqz"
+    members = golden_members()
+    label = next(member for member in members if member[0] == "label/c/0")
+    path.write_bytes(raw_zip([*members, label]))
+    refused(path, "'label/c/0' occurs twice")
+
+
+@pytest.mark.spec("R-2")
+@pytest.mark.parametrize(
+    ("over", "match"),
+    [
+        ({"at": 0}, "does not start where the last one ends"),
+        ({"at": 10**6}, "does not start|cut off"),
+        ({"size": 10**9}, "reaches beyond its end|does not start"),
+        ({"local_name": b"label/c/1"}, "differs from the directory"),
+        ({"crc": 1}, "checksum"),
+    ],
+)
+def test_forged_directory(tmp_path, over, match):
+    path = tmp_path / "x.dqz"
+    path.write_bytes(raw_zip([(n, d, over if n == "label/c/0" else {}) for n, d, _ in golden_members()]))
+    refused(path, match)
+
+
+@pytest.mark.spec("R-1")
+@pytest.mark.parametrize("over", [{"method": 8}, {"flags": 1}, {"flags": 8}])
+def test_members_that_are_not_plain(tmp_path, over):
+    path = tmp_path / "x.dqz"
+    path.write_bytes(raw_zip([(n, d, over if n == "label/c/0" else {}) for n, d, _ in golden_members()]))
+    refused(path, "is not a plain stored one")
+
+
+@pytest.mark.spec("R-2")
+def test_a_hole_and_a_prefix(tmp_path):
+    path = tmp_path / "x.dqz"
+    data = RGB.read_bytes()
+    path.write_bytes(b"#!/bin/sh\n" + data)
+    refused(path, "the directory states bytes")
+    at = data.index(b"PK\1\2")
+    end = bytearray(data[-22:])
+    end[16:20] = struct.pack("<I", at + 5)
+    path.write_bytes(data[:at] + b"stuff" + data[at:-22] + end)
+    refused(path, "bytes between the last member and the directory|not a .dqz file")
+
+
+def test_too_many_members(tmp_path):
+    path = tmp_path / "x.dqz"
+    path.write_bytes(raw_zip([(f"m{k}", b"", {}) for k in range(spec.MAX_MEMBERS + 1)]))
+    refused(path, "allowed: 4096 members")
+
+
+def test_a_zip64_directory_is_checked(tmp_path):
+    """Counts of 2^60 in the ZIP64 record."""
+    data = RGB.read_bytes()
+    count, length, start = struct.unpack("<10xHII", data[-22:-2])
+    for forged in ((1 << 60, length, start), (count, 1 << 60, start), (count, length, 1 << 60)):
+        record = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, forged[0], *forged)
+        locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + length, 1)
+        path = tmp_path / "x.dqz"
+        path.write_bytes(data[:-22] + record + locator + data[-22:])
+        refused(path, "allowed: 4096 members|the directory states bytes")
+
+
+@pytest.mark.spec("R-1")
+@pytest.mark.parametrize("name", ["../x", "/x", "a//b", "a/./b", "a/..", "a\\b", "caf\u00e9", "a/", "\x07"])
+def test_member_names(tmp_path, name):
+    path = tmp_path / "x.dqz"
+    path.write_bytes(raw_zip([*golden_members(), (name, b"", {})]))
+    refused(path, "is not allowed|differs from the directory")
+
+
+@pytest.mark.spec("R-3")
+def test_unknown_members_are_ignored(rebuild):
+    path = rebuild(RGB, {"column/future/zarr.json": b"{}", "notes.txt": b"hello"})
+    np.testing.assert_array_equal(everything(path)[0], EXPECTED)
+
+
+# ---- the root
+
+
+@pytest.mark.spec("R-5", "R-9")
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"samples": 0}, "samples is 0; allowed: 1 to"),
+        ({"samples": 20}, "shape"),
+        ({"samples": 22}, "shape"),
+        ({"samples": 2**31}, "2147483648 samples in"),
+        ({"samples": 2**64}, "allowed: 1 to"),
+        ({"samples": 10**400}, "allowed: 1 to"),
+        ({"samples": "21"}, "samples is 21; allowed"),
+        ({"samples": True}, "samples is True"),
+        ({"samples": 21.0}, "samples is 21.0"),
+        ({"samples": None}, "samples is None"),
+        ({"image": {"height": 24, "width": 32, "channels": 2}}, "channels is 2; allowed: 1, 3"),
+        ({"image": {"height": 24, "width": 32, "channels": 4}}, "channels is 4"),
+        ({"image": {"height": 4096, "width": 4096, "channels": 3}}, "more than 65536 patches"),
+        ({"image": {"height": 10**9, "width": 32, "channels": 3}}, "height is 1000000000; allowed: 1 to 4096"),
+        ({"image": []}, "image is"),
+        ({"patch": 0}, "patch is 0"),
+        ({"patch": 7}, "patch 7 does not divide 24 x 32"),
+        ({"patch": 8}, "shape"),
+        ({"checksum_group": 0}, "checksum_group is 0"),
+        ({"checksum_group": 1000}, "shape"),
+        ({"classes": []}, "0 classes"),
+        ({"classes": ["a", "a", "b"]}, "occurs twice"),
+        ({"classes": ["a", "b"]}, "label: sample 14 has 2; allowed: 0 to 1"),
+        ({"classes": ["..", "b", "c"]}, "cannot be a folder name"),
+        ({"classes": ["../../etc", "b", "c"]}, "cannot be a folder name"),
+        ({"classes": ["a\0", "b", "c"]}, "cannot be a folder name"),
+        ({"classes": ["", "b", "c"]}, "cannot be a folder name"),
+        ({"classes": ["a" * 256, "b", "c"]}, "cannot be a folder name"),
+        ({"classes": [1, "b", "c"]}, "not a string"),
+        ({"fingerprint": "xyz"}, "fingerprint"),
+        ({"version": 1}, "version"),
+        ({"version": "1"}, "not MAJOR.MINOR"),
+        ({"requires": []}, "requires does not list the transform 'pixel'"),
+        ({"classes": ["a\x9b", "b", "c"]}, "cannot be a folder name"),
+        ({"classes": ["字" * 86, "b", "c"]}, "cannot be a folder name"),
+    ],
+)
+def test_forged_root(rebuild, changes, match):
+    refused(rebuild(RGB, {"zarr.json": root(RGB, **changes)}), match)
+
+
+@pytest.mark.spec("R-6", "R-7", "R-8")
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"version": "2.0"}, "format version 2.0; this version of dqcodec reads 1.x"),
+        ({"requires": ["pixel", "teleport"]}, "needs teleport, which this version of dqcodec does not know"),
+        ({"transform": {"name": "wavelet"}}, "needs the transform 'wavelet'"),
+    ],
+)
+def test_files_of_the_future(rebuild, changes, match):
+    refused(rebuild(RGB, {"zarr.json": root(RGB, **changes)}), match, UnsupportedFeatureError)
+
+
+@pytest.mark.spec("R-6")
+def test_minor_versions_and_unknown_keys_are_read(rebuild):
+    path = rebuild(RGB, {"zarr.json": root(RGB, version="1.7", weather="fine")})
+    assert len(everything(path)[0]) == 21
+
+
+@pytest.mark.spec("R-5")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a": ' * 50_000,
+        b'{"zarr_format": 3, "zarr_format": 3}',
+        b'{"zarr_format": 2, "node_type": "group", "attributes": {}}',
+        b'{"zarr_format": 3, "node_type": "group"}',
+        b'{"zarr_format": 3, "node_type": "group", "attributes": {}}',
+        b"1" * 100_000,
+        b'{"zarr_format": NaN}',
+        b'{"zarr_format": 3, "node_type": "group", "attributes": {"dqz": {}}, "consolidated_metadata": {}}',
+    ],
+)
+def test_broken_root(rebuild, data):
+    refused(rebuild(RGB, {"zarr.json": data}), "zarr.json|dqz|attributes")
+
+
+def test_a_root_beyond_its_limit(rebuild):
+    refused(rebuild(RGB, {"zarr.json": b" " * (spec.MAX_ROOT + 1)}), "16777217 bytes; allowed: 16777216")
+
+
+# ---- columns
+
+
+def column(name, shape, dtype="uint8", **changes):
+    value = json.loads(spec.array_json(shape, dtype, compressed=False))
+    return {f"{name}/zarr.json": json.dumps({**value, **changes}).encode()}
+
+
+@pytest.mark.spec("R-10", "R-11", "R-12")
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"label/zarr.json": None, "label/c/0": None}, "the column label is missing"),
+        ({"label/zarr.json": None}, "the member label/zarr.json is missing"),
+        ({"label/c/0": None}, "the member label/c/0 is missing"),
+        ({"payload/c/0": None}, "the payload is missing"),
+        ({"zarr.json": None}, "zarr.json is missing"),
+        (column("label", (22,)), "label: uint8 .22,.; allowed"),
+        (column("label", (21, 1)), "label"),
+        (column("label", (10**12,)), "label"),
+        (column("label", (-1,)), "positive integers"),
+        (column("label", (21,), "uint16"), "bytes"),
+        (column("label", (21,), data_type="float64"), "data_type 'float64'"),
+        (column("label", (21,), codecs=[{"name": "blosc"}]), "codecs"),
+        (column("label", (21,), codecs=[]), "codecs"),
+        (column("label", (21,), codecs="gzip"), "codecs"),
+        (column("label", (21,), fill_value=1), "label"),
+        (column("label", (21,), chunk_grid={"name": "regular", "configuration": {"chunk_shape": [7]}}), "one"),
+        (column("payload", (5,)), "payload"),
+        ({"label/zarr.json": b"{}"}, "shape"),
+        ({**column("label", (21,)), "label/c/0": bytes(20)}, "label: 21 bytes cannot come from 20|expected 21"),
+        ({**column("label", (21,)), "label/c/0": bytes([3] * 21)}, "label: sample 0 has 3; allowed: 0 to 2"),
+        ({**column("length", (21,), "uint16"), "length/c/0": bytes(42)}, "length: sample 0 has 0"),
+        ({**column("length", (21,), "uint16"), "length/c/0": b"\xff" * 42}, "the lengths add up to"),
+        ({**column("mask", (21, 6)), "mask/c/0/0": bytes(126)}, "mask: sample 0 keeps no patch"),
+        (column("label", (21,), storage_transformers=[{"name": "x"}]), "label"),
+        ({"source_index/zarr.json": None}, "source_index/zarr.json is missing"),
+        ({"bin/zarr.json": None, "bin/c/0": None}, "come together"),
+        ({**column("bins/size", (3, 3)), "bins/size/c/0/0": bytes(9)}, "bins/taken: more samples than bins/size has"),
+        ({**column("bins/size", (2, 3)), "bins/size/c/0/0": bytes(6)}, "does not fit 3 classes"),
+        ({**column("bin", (21,)), "bin/c/0": bytes([3] * 21)}, "bin: sample 0 has 3; allowed: 0 to 2"),
+    ],
+)
+def test_forged_columns(rebuild, changes, match):
+    refused(rebuild(RGB, changes), match)
+
+
+@pytest.mark.spec("R-12")
+def test_mask_bits_after_the_last_patch(rebuild, tmp_path):
+    """GREY has 2 x 2 patches: four bits of each byte are unused."""
+    mask = np.full((15, 1), 0b0001_1111, np.uint8)
+    refused(rebuild(GREY, {**column("mask", (15, 1)), "mask/c/0/0": mask.tobytes()}), "bits after the last one")
+
+
+@pytest.mark.spec("R-10")
+@pytest.mark.parametrize("size", [20, 22, 10**8])
+def test_gzip_streams_of_another_size(rebuild, size):
+    about = {"label/zarr.json": spec.array_json((21,), "uint8", compressed=True)}
+    refused(rebuild(RGB, {**about, "label/c/0": gzip.compress(bytes(size))}), "label: the gzip stream does not hold 21")
+
+
+@pytest.mark.spec("R-10")
+def test_two_gzip_streams_and_a_broken_one(rebuild):
+    about = {"label/zarr.json": spec.array_json((21,), "uint8", compressed=True)}
+    good = gzip.compress(bytes(21))
+    assert len(everything(rebuild(RGB, {**about, "label/c/0": good}))[0]) == 21
+    for bad in (good + good, good[:-1], good[:-8] + bytes(8), b"x" * 30):
+        refused(rebuild(RGB, {**about, "label/c/0": bad}), "label: ")
+
+
+@pytest.mark.spec("R-10", "R-12")
+def test_a_column_that_claims_gigabytes(rebuild):
+    """65,536 patches a sample in a mask that unpacks to 2 GB: refused before anything is unpacked."""
+    n = 20_000
+    shape = {"height": 4096, "width": 4096, "channels": 1}
+    changes = {
+        "zarr.json": root(GREY, samples=n, image=shape, patch=16, checksum_group=n),
+        "payload/c/0": bytes(n),
+        **column("payload", (n,)),
+        "mask/zarr.json": spec.array_json((n, 8192), "uint8", compressed=True),
+        "mask/c/0/0": gzip.compress(bytes(n * 8192), 9),
+        **column("length", (n,), "uint16"),
+        "length/c/0": np.ones(n, "<u2").tobytes(),
+        **column("checksum", (1,), "uint32"),
+        "checksum/c/0": bytes(4),
+    }
+    for name in ("label", "bits", "scale"):
+        changes |= {**column(name, (n,)), f"{name}/c/0": bytes(n)}
+    refused(rebuild(GREY, changes), "mask: 163840000 bytes cannot come from")
+
+
+# ---- payloads with the right checksum
+
+
+@pytest.mark.spec("R-11", "R-16")
+def test_forged_payloads(tmp_path):
+    """Random payloads with right checksums: the sample is refused, or decodes within its bounds."""
+    from dqcodec.container.writer import Writer
+
+    rng = np.random.default_rng(0)
+    path = tmp_path / "x.dqz"
+    n = 300
+    with Writer(path) as writer:
+        for _ in range(n):
+            payload = rng.integers(0, 256, int(rng.integers(1, 40)), dtype=np.uint8)
+            payload[0] = rng.integers(0, 2)
+            writer.append(payload.tobytes())
+        columns = {"label": np.zeros(n, int), "bits": rng.integers(0, 256, n), "scale": rng.integers(0, 256, n)}
+        writer.finish(spec.Header(0, 4, 4, 3, 2, 1, ("a",)), columns)
+    refusals = 0
+    with dqcodec.open(path) as file:
+        for index in range(n):
+            try:
+                image, _ = file[index]
+            except FormatError as error:
+                refusals += 1
+                assert error.sample == index
+                assert f"sample {index}: " in str(error)
+            else:
+                assert image.shape == (3, 4, 4)
+    assert refusals > n // 2

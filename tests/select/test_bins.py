@@ -1,0 +1,94 @@
+"""The greedy against Eq. 1 of the paper, evaluated as it stands, in Python integers."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dqcodec.errors import OptionError
+from dqcodec.select import bins as module
+from dqcodec.select.bins import bin_sizes, greedy_bins, to_integers
+
+
+def brute_force(x: list[list[int]], bins: int) -> tuple[list[int], list[int]]:
+    """Picks in order and the bin of each: arg max of Eq. 1 over all that is left, sums of squared distances."""
+
+    def distance(a: list[int], b: list[int]) -> int:
+        return sum((u - v) ** 2 for u, v in zip(a, b, strict=True))
+
+    pool, order, bin_of = list(range(len(x))), [], []
+    for n, size in enumerate(bin_sizes(len(x), bins)):
+        chosen: list[int] = []
+        for _ in range(size):
+            gains = [sum(distance(x[p], x[i]) for p in chosen) - sum(distance(x[p], x[i]) for p in pool) for i in pool]
+            best = pool[gains.index(max(gains))]  # the lowest index of equal gains
+            chosen.append(best)
+            pool.remove(best)
+            bin_of.append(n)
+        order += chosen
+    return order, bin_of
+
+
+FEATURES = hnp.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 18), st.integers(1, 4)),
+    elements=st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6)),
+)
+
+
+@settings(deadline=None)
+@given(FEATURES, st.integers(1, 6))
+@example(np.zeros((7, 2)), 3)  # nothing to tell them apart
+@example(np.ones((9, 3)), 2)  # duplicates
+@example(np.arange(12.0)[:, None] * np.ones(3), 4)  # collinear
+@example(np.vstack([np.full((10, 2), 0.1), [[1e9, -1e9]]]), 3)  # one huge outlier
+def test_same_picks_as_brute_force(features, bins):
+    x = to_integers(features, len(features))
+    found = greedy_bins(x, bins)
+    order, bin_of = brute_force([[int(v) for v in row] for row in x], bins)
+    assert found.order.tolist() == order
+    assert found.bin[found.order].tolist() == bin_of
+
+
+def test_same_picks_without_the_gram_matrix(monkeypatch):
+    x = to_integers(np.random.default_rng(0).normal(size=(150, 8)), 150)
+    with_gram = greedy_bins(x, 5)
+    monkeypatch.setattr(module, "_GRAM", 10)
+    assert greedy_bins(x, 5).order.tolist() == with_gram.order.tolist()
+
+
+def test_order_is_a_permutation_and_bins_are_within_one():
+    for m, bins in ((100, 10), (7, 10), (23, 4), (1, 1)):
+        found = greedy_bins(to_integers(np.random.default_rng(m).normal(size=(m, 5)), m), bins)
+        assert sorted(found.order.tolist()) == list(range(m))
+        sizes = np.bincount(found.bin, minlength=bins)
+        assert sizes.tolist() == bin_sizes(m, bins).tolist()
+        assert sizes.max() - sizes.min() <= 1
+
+
+def test_gains_fall_within_the_first_bin_at_its_start():
+    """The first pick is the sample nearest to all others: the medoid by squared distance."""
+    x = to_integers(np.random.default_rng(1).normal(size=(60, 3)), 60)
+    distances = ((x[:, None] - x[None]) ** 2).sum(2).sum(1)
+    assert greedy_bins(x, 4).order[0] == distances.argmin()
+
+
+@pytest.mark.parametrize(("pool", "dimensions", "bits"), [(1300, 512, 15), (50_000, 384, 13), (1_281_167, 512, 10)])
+def test_bits_of_the_integer_features(pool, dimensions, bits):
+    """The figures of the design; the top value is 2^b - 1."""
+    features = np.linspace(-1, 1, 3 * dimensions).reshape(3, dimensions)
+    assert np.abs(to_integers(features, pool)).max() == 2**bits - 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite(bad):
+    features = np.ones((4, 3))
+    features[2, 1] = bad
+    with pytest.raises(OptionError, match="row 2 is not finite"):
+        to_integers(features, 4)
+
+
+def test_norms_beyond_float32():
+    features = np.array([[1e300, 0.0], [0.0, 1e300], [1e299, 1e299]])
+    assert np.abs(to_integers(features, 3)).max() == 2**15 - 1
