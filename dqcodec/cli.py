@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -153,6 +154,7 @@ def _main(
 def main() -> None:
     """Run the command line; one line and status 1 (2 for wrong arguments) instead of a traceback."""
     quiet()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     try:
         app()
     except OptionError as error:

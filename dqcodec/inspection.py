@@ -110,8 +110,11 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
             if progress:
                 progress("verify", batch.stop, len(file))
         damage = []
-        if not bad and file.reader.fingerprint() != file.fingerprint:
-            damage.append("the fingerprint is not that of the content: a member was changed after the file was written")
+        try:
+            if not bad and file.reader.fingerprint() != file.fingerprint:
+                damage.append("the fingerprint is not that of the content: it was changed after the file was written")
+        except DQZError as error:
+            damage.append(str(error))
         return Verification(str(path), len(file), tuple(bad), tuple(damage))
 
 

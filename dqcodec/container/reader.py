@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from dqcodec.errors import ChecksumError, FormatError, TruncatedError
 _BLOCK = 1 << 20
 # Printable ASCII without backslash; no component is empty, "." or "..".
 _PLAIN_MEMBER = re.compile(r"(?!.*(^|/)\.{0,2}(/|$))[ -\[\]-~]+")
+_UNKNOWN = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)  # what stands in the end record where only the ZIP64 one knows
 _MAX_INFLATE_RATIO = 1032  # deflate cannot expand further
 
 
@@ -54,18 +57,17 @@ class Reader:
         try:
             self._open()
         except FormatError as error:
-            self.close()
             raise type(error)(
                 f"{self.path}: {error}", path=self.path, member=error.member, sample=error.sample
             ) from None
-        except BaseException:
-            self.close()
-            raise
 
     def _open(self) -> None:
-        self._file: IO[bytes] = open(self.path, "rb")  # noqa: SIM115 - closed by close()
-        self.size = os.fstat(self._file.fileno()).st_size
-        self.members = read_directory(self._file, self.size)
+        if not stat.S_ISREG(os.stat(self.path).st_mode):  # opening a pipe would wait for ever
+            raise FormatError("not a regular file")
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        self.close = weakref.finalize(self, os.close, self._descriptor)  # also when nobody calls it
+        self.size = os.fstat(self._descriptor).st_size
+        self.members = read_directory(self._descriptor, self.size)
         self.header: Header = spec.parse_header(self._member(spec.ROOT, spec.MAX_ROOT))
         payload = self._check_payload()
         if self.header.samples > payload.size:
@@ -101,6 +103,9 @@ class Reader:
         if ("bins/size" in columns) != ("bins/taken" in columns) or ("bin" in columns) != ("bins/size" in columns):
             raise FormatError("bin, bins/size and bins/taken come together or not at all", member="bins")
         if "bin" in columns:
+            group = spec.parse_json(self._member("bins/zarr.json", spec.MAX_ARRAY_JSON), "bins/zarr.json")
+            if group.get("zarr_format") != 3 or group.get("node_type") != "group" or group.get("attributes"):
+                raise FormatError("bins/zarr.json: not a Zarr v3 group without attributes", member="bins")
             shape = columns["bins/size"].shape
             if shape != columns["bins/taken"].shape or shape[0] != len(header.classes) or shape[1] > spec.MAX_BINS:
                 raise FormatError(f"bins/size: shape {shape} does not fit {len(header.classes)} classes", member="bins")
@@ -167,7 +172,7 @@ class Reader:
         member = self.members[name]
         if member.size > limit:
             raise FormatError(f"{name}: {member.size} bytes; allowed: {limit}", member=name)
-        data = _pread(self._file, member.size, member.start)
+        data = _pread(self._descriptor, member.size, member.start)
         found = zlib.crc32(data)
         if found != member.crc:
             raise ChecksumError(f"{name}: checksum {found:#010x}, expected {member.crc:#010x}", member=name)
@@ -184,7 +189,7 @@ class Reader:
             g = index // group
             first, last = g * group, min((g + 1) * group, len(self))
             start, end = int(self.offsets[first]), int(self.offsets[last])
-            data = _pread(self._file, end - start, self._payload.start + start)
+            data = _pread(self._descriptor, end - start, self._payload.start + start)
             found, expected = zlib.crc32(data), int(checksums[g])
             if found != expected:
                 raise self.error(
@@ -204,19 +209,27 @@ class Reader:
         """A member's bytes in blocks, unchecked."""
         member = self.members[name]
         for start in range(0, member.size, _BLOCK):
-            yield _pread(self._file, min(_BLOCK, member.size - start), member.start + start)
+            yield _pread(self._descriptor, min(_BLOCK, member.size - start), member.start + start)
 
     def fingerprint(self) -> str:
-        """The fingerprint computed from the bytes; equal to `header.fingerprint` in a whole file."""
+        """The fingerprint computed from the bytes, equal to `header.fingerprint` in a whole file.
+
+        Checks the CRC-32 of every member on the way; ChecksumError names the one that is wrong.
+        """
         hashes = {}
         for name in self.members:
-            digest = hashlib.sha256()
+            digest, crc = hashlib.sha256(), 0
             for block in self.blocks(name):
                 digest.update(block)
+                crc = zlib.crc32(block, crc)
+            if crc != self.members[name].crc:
+                raise ChecksumError(
+                    f"{self.path}: {name}: checksum {crc:#010x}, expected {self.members[name].crc:#010x}"
+                )
             hashes[name] = digest.digest()
         root, stated = b"".join(self.blocks(spec.ROOT)), self.header.fingerprint.encode()
         del hashes[spec.ROOT]
-        return spec.fingerprint(hashes, root.replace(stated, b"0" * 64, 1))
+        return spec.fingerprint(hashes, root.replace(stated, b"0" * 64)) if root.count(stated) == 1 else ""
 
     def mask(self, indices: Sequence[int] | Array) -> Array:
         """bool (n, P), true where a patch is kept."""
@@ -224,10 +237,6 @@ class Reader:
             return np.ones((len(indices), self.header.patches), bool)
         packed = self.columns["mask"][np.asarray(indices, np.int64)]
         return np.unpackbits(packed, axis=1, count=self.header.patches, bitorder="little").astype(bool)
-
-    def close(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -238,7 +247,7 @@ class Reader:
         self.close()
 
 
-def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
+def read_directory(file: int, size: int) -> dict[str, Member]:
     """The members of the ZIP by name.
 
     Stricter than ZIP: no archive comment, at most MAX_MEMBERS, all stored, no name twice, local headers equal to the
@@ -246,7 +255,8 @@ def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
     """
     directory = _find_directory(file, size)
     try:
-        infos = zipfile.ZipFile(file).infolist()
+        with open(file, "rb", closefd=False) as stream:
+            infos = zipfile.ZipFile(stream).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
         raise FormatError(f"not a .dqz file: {error}") from None
     members: dict[str, Member] = {}
@@ -259,8 +269,10 @@ def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
             raise FormatError(f"the member {name[:80]!r} does not start where the last one ends", member=name)
         if not _PLAIN_MEMBER.fullmatch(name):
             raise FormatError(f"the member name {name[:80]!r} is not allowed", member=name)
-        if info.comment or not _only_zip64(info.extra):
-            raise FormatError(f"the member {name[:80]!r} has a comment or an unknown extra field", member=name)
+        if info.comment or info.volume or not _only_zip64(info.extra):
+            raise FormatError(
+                f"the member {name[:80]!r} has a comment, another disk or an unknown extra field", member=name
+            )
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits:
             raise FormatError(f"the member {name[:80]!r} is not a plain stored one", member=name)
         start = position + _check_local(file, info, position, directory)
@@ -273,7 +285,7 @@ def read_directory(file: IO[bytes], size: int) -> dict[str, Member]:
     return members
 
 
-def _find_directory(file: IO[bytes], size: int) -> int:
+def _find_directory(file: int, size: int) -> int:
     """Where the central directory starts, after checking its size and count against the limits."""
     if size < 22:
         raise TruncatedError(f"{size} bytes are too few for a .dqz file; it may be cut off")
@@ -283,21 +295,27 @@ def _find_directory(file: IO[bytes], size: int) -> int:
         begins = _pread(file, 4, 0) == b"PK\3\4"
         reason = "the file is cut off or something was added at its end" if begins else "is this a .dqz file?"
         raise TruncatedError(f"no ZIP directory at the end: {reason}")
-    disks, count, length, start, comment = struct.unpack("<I2xHIIH", end[4:])
+    disks, here, count, length, start, comment = struct.unpack("<IHHIIH", end[4:])
     tail_size = 22
-    if tail[-42:-38] == b"PK\6\7" and len(tail) == 98:  # ZIP64
-        if tail[:4] != b"PK\6\6":
+    if tail[-42:-38] == b"PK\6\7" and len(tail) == 98:  # ZIP64: record, locator, end record
+        short = (count, length, start)
+        signature, rest, disks_64, here, count, length, start = struct.unpack("<4sQ4xQQQQQ", tail[:56])
+        disks |= disks_64
+        agree = all(a in (b, top) for a, b, top in zip(short, (count, length, start), _UNKNOWN, strict=True))
+        locator = struct.unpack("<IQI", tail[60:76])
+        if signature != b"PK\6\6" or rest != 44 or locator != (0, size - 98, 1) or not agree:
             raise FormatError("the ZIP64 directory is damaged")
-        count, length, start = struct.unpack("<QQQ", tail[32:56])
         tail_size = 98
-    if disks or comment or count > spec.MAX_MEMBERS or length > spec.MAX_DIRECTORY:
+    if here != count or disks or comment:
+        raise FormatError("the archive has a comment or several disks")
+    if count > spec.MAX_MEMBERS or length > spec.MAX_DIRECTORY:
         raise FormatError(f"a directory of {count} members and {length} bytes; allowed: {spec.MAX_MEMBERS} members")
     if start + length + tail_size != size:
         raise FormatError(f"the directory states bytes {start} to {start + length}, the file has {size}")
     return int(start)
 
 
-def _check_local(file: IO[bytes], info: zipfile.ZipInfo, position: int, directory: int) -> int:
+def _check_local(file: int, info: zipfile.ZipInfo, position: int, directory: int) -> int:
     """The length of a member's local header, which must say the same as the directory."""
     name = info.filename
     if position + 30 > directory:
@@ -324,11 +342,11 @@ def _only_zip64(extra: bytes) -> bool:
     return not extra or (extra[:2] == b"\1\0" and len(extra) == 4 + int.from_bytes(extra[2:4], "little"))
 
 
-def _pread(file: IO[bytes], size: int, start: int) -> bytes:
+def _pread(file: int, size: int, start: int) -> bytes:
     """`size` bytes at `start`, without moving a shared position."""
     parts = []
     while size:
-        part = os.pread(file.fileno(), min(size, 1 << 30), start)
+        part = os.pread(file, min(size, 1 << 30), start)
         if not part:
             raise TruncatedError(f"the file ends at byte {start}, {size} bytes too early")
         parts.append(part)

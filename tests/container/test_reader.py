@@ -211,16 +211,38 @@ def test_too_many_members(tmp_path):
     refused(path, "allowed: 4096 members")
 
 
-def test_a_zip64_directory_is_checked(tmp_path):
-    """Counts of 2^60 in the ZIP64 record."""
-    data = RGB.read_bytes()
+def zip64_end(data, over=(), locate=None):
+    """The file with a ZIP64 end record and locator, some of count, length and start forged."""
     count, length, start = struct.unpack("<10xHII", data[-22:-2])
-    for forged in ((1 << 60, length, start), (count, 1 << 60, start), (count, length, 1 << 60)):
-        record = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, forged[0], *forged)
-        locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + length, 1)
-        path = tmp_path / "x.dqz"
-        path.write_bytes(data[:-22] + record + locator + data[-22:])
-        refused(path, "allowed: 4096 members|the directory states bytes")
+    forged = [{"count": count, "length": length, "start": start}[key] for key in ("count", "length", "start")]
+    for place, value in over:
+        forged[place] = value
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, forged[0], *forged)
+    at = start + length if locate is None else locate
+    return data[:-22] + record + struct.pack("<4sIQI", b"PK\6\7", 0, at, 1) + data[-22:]
+
+
+@pytest.mark.spec("R-2")
+def test_a_zip64_directory_is_read(tmp_path):
+    path = tmp_path / "x.dqz"
+    path.write_bytes(zip64_end(RGB.read_bytes()))
+    np.testing.assert_array_equal(everything(path)[0], EXPECTED)
+
+
+@pytest.mark.spec("R-2")
+@pytest.mark.parametrize("short", [b"", b"\xff"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_forged_zip64_directory(tmp_path, place, short):
+    """Counts and sizes of 2^60, with and without the end record agreeing."""
+    data = RGB.read_bytes()
+    if short:
+        data = data[:-14] + b"\xff" * 12 + data[-2:]
+    path = tmp_path / "x.dqz"
+    real = struct.unpack("<10xHII", RGB.read_bytes()[-22:-2])
+    path.write_bytes(zip64_end(data, [*enumerate(real), (place, 1 << 60)], locate=real[1] + real[2]))
+    refused(path, "ZIP64 directory is damaged|allowed: 4096 members|the directory states bytes")
+    path.write_bytes(zip64_end(data, enumerate(real), locate=0))
+    refused(path, "ZIP64 directory is damaged")
 
 
 @pytest.mark.spec("R-1")

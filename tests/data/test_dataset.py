@@ -1,0 +1,187 @@
+import multiprocessing
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from torch.utils.data import DataLoader
+
+import dqcodec
+from dqcodec import ChecksumError, DQZDataset, FormatError, OptionError
+from dqcodec.models.mae import MAE, MAEConfig
+
+RGB = GOLDEN / "pixel-rgb" / "file.dqz"
+
+
+@pytest.mark.parametrize("name", ["pixel-rgb", "pixel-grey", "pixel-large"])
+@pytest.mark.parametrize("fill", ["mean", "none"])
+def test_the_same_integers_as_the_reference(name, fill):
+    path = GOLDEN / name / "file.dqz"
+    dataset = DQZDataset(path, fill=fill)
+    with dqcodec.open(path) as file:
+        expected = file.images(range(len(file)), fill)
+        labels = file.label
+    found = dataset.images(range(len(dataset)))
+    assert found.dtype == torch.uint8
+    np.testing.assert_array_equal(found.numpy(), expected)
+    for index in (0, 7, len(dataset) - 1):
+        image, target = dataset[index]
+        np.testing.assert_array_equal(image.numpy(), expected[index])
+        assert type(target) is int
+        assert target == labels[index]
+
+
+def test_it_looks_like_image_folder():
+    dataset = DQZDataset(RGB)
+    assert len(dataset) == 21
+    assert dataset.classes == ["cat", "größe", "snow dog"]
+    assert dataset.class_to_idx == {"cat": 0, "größe": 1, "snow dog": 2}
+    assert dataset.targets.tolist() == [k * 3 // 21 for k in range(21)]
+    assert "21 samples, 3 classes" in repr(dataset)
+
+
+def test_indices():
+    dataset = DQZDataset(RGB)
+    assert torch.equal(dataset[-1][0], dataset[20][0])
+    assert torch.equal(dataset[np.int64(3)][0], dataset[torch.tensor(3)][0])
+    for index in (21, -22):
+        with pytest.raises(IndexError, match="of 21"):
+            dataset[index]
+    images = [image for image, _ in dataset.__getitems__([5, -1, 5])]
+    assert torch.equal(images[0], images[2])
+    assert torch.equal(images[1], dataset[20][0])
+    assert dataset.__getitems__([]) == []
+
+
+def test_transforms():
+    dataset = DQZDataset(RGB, transform=lambda x: x.float().mean(), target_transform=lambda y: y * 10)
+    mean, target = dataset[20]
+    assert mean == DQZDataset(RGB)[20][0].float().mean()
+    assert target == 20
+    dataset.transform = None
+    assert dataset[20][0].shape == (3, 24, 32)
+
+
+def everything(dataset, **arguments):
+    loader = DataLoader(dataset, batch_size=4, **arguments)
+    return [
+        (torch.cat([x for x, _ in epoch]), torch.cat([y for _, y in epoch])) for epoch in (list(loader), list(loader))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "start", "persistent"),
+    [(0, None, False), (4, "fork", False), (4, "fork", True), (4, "spawn", True), (1, "forkserver", True)],
+)
+def test_in_a_data_loader_twice_around(workers, start, persistent):
+    dataset = DQZDataset(RGB)
+    dataset[0]  # open before the fork
+    context = multiprocessing.get_context(start) if start else None
+    arguments = {"num_workers": workers, "multiprocessing_context": context, "persistent_workers": persistent}
+    for images, targets in everything(dataset, **arguments):
+        assert torch.equal(images, dataset.images(range(21)))
+        assert targets.tolist() == dataset.targets.tolist()
+
+
+def test_shuffled_in_a_data_loader():
+    dataset = DQZDataset(RGB)
+    loader = DataLoader(dataset, 5, shuffle=True, num_workers=2, generator=torch.Generator().manual_seed(0))
+    seen = torch.cat([x for x, _ in loader])
+    rows = {row.numpy().tobytes() for row in seen}
+    assert rows == {row.numpy().tobytes() for row in dataset.images(range(21))}
+
+
+def test_pickles_as_a_path(tmp_path):
+    path = shutil.copy(RGB, tmp_path / "a.dqz")
+    dataset = DQZDataset(path)
+    data = pickle.dumps(dataset)
+    assert len(data) < 2000
+    again = pickle.loads(data)
+    assert torch.equal(again.images(range(21)), dataset.images(range(21)))
+
+
+def test_a_file_that_was_replaced_is_noticed(tmp_path):
+    path = shutil.copy(RGB, tmp_path / "a.dqz")
+    data = pickle.dumps(DQZDataset(path))
+    shutil.copy(GOLDEN / "pixel-grey" / "file.dqz", path)
+    with pytest.raises(FormatError, match=r"a\.dqz: replaced by another file while it was in use"):
+        pickle.loads(data)[0]
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        pickle.loads(data)[0]
+
+
+def test_an_open_dataset_survives_the_replacing_of_its_file(tmp_path):
+    path = shutil.copy(RGB, tmp_path / "a.dqz")
+    dataset = DQZDataset(path)
+    expected = dataset.images(range(21))
+    other = shutil.copy(GOLDEN / "pixel-grey" / "file.dqz", tmp_path / "b.dqz")
+    other.replace(path)
+    assert torch.equal(dataset.images(range(21)), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_sample_is_named_across_processes(golden_copy, workers):
+    dataset = DQZDataset(golden_copy)
+    reader = dataset.file.reader
+    data = bytearray(golden_copy.read_bytes())
+    data[reader.members["payload/c/0"].start + int(reader.offsets[9])] ^= 1
+    golden_copy.write_bytes(data)
+    with pytest.raises(ChecksumError, match=r"copy\.dqz: sample 9: payload bytes"):
+        list(DataLoader(DQZDataset(golden_copy), 4, num_workers=workers))
+
+
+def test_mae_fill(encoded, tmp_path):
+    torch.manual_seed(0)
+    model = MAE(MAEConfig(24, 4, 3, 32, 1, 2, 16, 1, 2))
+    model.save(tmp_path / "mae.safetensors")
+    mean, mae = DQZDataset(encoded), DQZDataset(encoded, fill="mae", mae=tmp_path / "mae.safetensors")
+    mask = torch.from_numpy(mean.file.mask(range(len(mean))))
+    whole = mask.reshape(-1, 1, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
+    a, b = mean.images(range(len(mean))), mae.images(range(len(mean)))
+    assert torch.equal(a[whole], b[whole])
+    assert not torch.equal(a[~whole], b[~whole])
+    batches = DataLoader(mae, 4, num_workers=1)
+    loaded = torch.cat([x for x, _ in batches])
+    assert (loaded.int() - b.int()).abs().max() <= 1
+    with pytest.raises(OptionError, match="it is for 3 x 24 x 24 images"):
+        DQZDataset(RGB, fill="mae", mae=model)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fill": "median"}, "fill: 'median'; allowed: mae, mean, none"),
+        ({"fill": "mae"}, "needs a model, and this version ships none"),
+        ({"mae": "x.safetensors"}, 'only fill="mae" uses it'),
+        ({"fill": "mae", "mae": "x.safetensors"}, "cannot read x.safetensors"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(OptionError, match=message):
+        DQZDataset(RGB, **arguments)
+
+
+def test_another_device_is_refused_in_workers():
+    """`meta` stands for any device that is not the CPU."""
+    loader = DataLoader(DQZDataset(RGB, device="meta"), 4, num_workers=1)
+    with pytest.raises(OptionError, match="meta cannot be used in DataLoader workers; set num_workers=0"):
+        list(loader)
+
+
+def test_it_trains():
+    """A linear classifier tells the three classes of the golden file apart."""
+    dataset = DQZDataset(RGB)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(24 * 32 * 3, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(30):
+        for x, y in DataLoader(dataset, 7, shuffle=True):
+            loss = torch.nn.functional.cross_entropy(model((x.flatten(1).float() - 128) / 128), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    x = dataset.images(range(21)).flatten(1).float()
+    assert (model((x - 128) / 128).argmax(1).numpy() == dataset.targets).mean() > 0.9

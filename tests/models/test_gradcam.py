@@ -1,0 +1,99 @@
+import numpy as np
+import torch
+from torch import nn
+
+from dqcodec.models.gradcam import gradcam_pp, patch_scores
+from dqcodec.models.proxy import Proxy, train
+
+
+class Small(nn.Module):
+    """A network whose last map is small enough to differentiate cell by cell."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+        self.head = nn.Linear(4, 3)
+
+    def maps(self, x):
+        return torch.relu(self.conv(x))
+
+    def classify(self, maps):
+        return self.head(maps.mean((2, 3)))
+
+
+def by_derivatives(model, x, label):
+    """Eq. 28 with the second and third derivatives of exp(y) taken by automatic differentiation, cell by cell."""
+    maps = model.maps(x[None]).detach().double().requires_grad_()
+    y = model.double().classify(maps)[0, label]
+    (g,) = torch.autograd.grad(y, maps, create_graph=True)
+    score = y.exp()
+    (first,) = torch.autograd.grad(score, maps, create_graph=True)
+    second, third = torch.zeros_like(maps), torch.zeros_like(maps)
+    for place in np.ndindex(*maps.shape):
+        (gradient,) = torch.autograd.grad(first[place], maps, create_graph=True)
+        second[place] = gradient[place].detach()
+        (gradient,) = torch.autograd.grad(gradient[place], maps, retain_graph=True)
+        third[place] = gradient[place].detach()
+    below = 2 * second + maps.sum((2, 3), keepdim=True) * third
+    alpha = torch.where(below != 0, second / below, 0.0)
+    weights = (alpha * torch.relu(g)).sum((2, 3), keepdim=True)
+    return torch.relu((weights * maps).sum(1))[0].detach()
+
+
+def test_against_the_derivatives_of_equation_28():
+    model = Small()
+    x = torch.randn(5, 3, 6, 6)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    found = gradcam_pp(model, x, labels)
+    for row in range(5):
+        expected = by_derivatives(Small(), x[row], int(labels[row]))
+        torch.testing.assert_close(found[row].double(), expected, rtol=1e-4, atol=1e-6)
+    assert found.max() > 0
+
+
+def test_attention_does_not_depend_on_the_batch():
+    model = Small()
+    x, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 2])
+    whole = gradcam_pp(model, x, labels)
+    for row in range(4):
+        one = gradcam_pp(model, x[row : row + 1], labels[row : row + 1])
+        torch.testing.assert_close(whole[row : row + 1], one)
+
+
+def test_no_gradient_gives_zeros_not_nan():
+    model = Small()
+    nn.init.zeros_(model.head.weight)
+    assert (gradcam_pp(model, torch.randn(2, 3, 8, 8), torch.tensor([0, 1])) == 0).all()
+
+
+def test_scores_are_means_over_patches():
+    attention = torch.arange(16.0).reshape(1, 4, 4)
+    np.testing.assert_allclose(patch_scores(attention, 4, 2), [[2.5, 4.5, 10.5, 12.5]])
+    assert patch_scores(attention, 32, 4).shape == (1, 64)
+
+
+def test_the_proxy_learns_and_looks_at_the_object():
+    """A bright square on noise, left or right by class: the classes are learnt, and the square scores highest."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (120, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(120) % 2
+    for k in range(120):
+        x = 4 if labels[k] == 0 else 20
+        images[k, 12:20, x : x + 8, labels[k]] = 255
+    model = train(images, labels, 2, torch.device("cpu"), 0)
+    x = ((torch.from_numpy(images).float() - 128) / 64).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        accuracy = (model(x).argmax(1).numpy() == labels).mean()
+    assert accuracy > 0.9
+    scores = patch_scores(gradcam_pp(model, x, torch.from_numpy(labels)), 32, 8).reshape(120, 4, 4).numpy()
+    inside = np.where(labels == 0, scores[:, 1:3, 0:2].mean((1, 2)), scores[:, 1:3, 2:4].mean((1, 2)))
+    assert (inside > scores.mean((1, 2))).mean() > 0.8
+
+
+def test_same_seed_same_proxy():
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    first, again = (train(images, np.arange(8) % 2, 2, torch.device("cpu"), 3) for _ in range(2))
+    assert isinstance(first, Proxy)
+    for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,354 @@
+"""The whole encoder: what goes in comes out, and nothing is lost in silence."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same
+from make_golden import image as synthetic
+from PIL import Image
+
+import dqcodec
+from dqcodec import EncodeOptions, OptionError, OutputError, SourceError, encode
+from dqcodec.codec.quantize import SCALES
+from dqcodec.inspection import info, verify
+
+ALL = EncodeOptions(keep=1, drop=0)
+
+
+def originals(folder, size):
+    """Images in source order, uint8 (N, C, H, W)."""
+    from torchvision.datasets import ImageFolder
+
+    return np.stack([np.asarray(image.resize((size, size))).transpose(2, 0, 1) for image, _ in ImageFolder(folder)])
+
+
+def test_everything_kept_is_everything(photo_folder, tmp_path):
+    stages = []
+    result = encode(photo_folder, tmp_path / "x.dqz", ALL, progress=lambda stage, *_: stages.append(stage))
+    assert (result.images, result.kept, result.skipped, result.selection) == (21, 21, (), None)
+    assert set(stages) == {"look", "pack"}  # no network, no bins
+    assert result.options.size == 24
+    assert result.bytes_in == result.bytes_kept == sum(p.stat().st_size for p in photo_folder.rglob("*.png"))
+    assert result.bytes_out == (tmp_path / "x.dqz").stat().st_size
+    with dqcodec.open(tmp_path / "x.dqz") as file:
+        assert file.classes == ("a cat", "größe", "z")
+        assert file.label.tolist() == [0] * 12 + [1] * 8 + [2]
+        assert file.source_index.tolist() == list(range(21))
+        assert file.bin is None
+        error = np.abs(file.images(range(21)).astype(int) - originals(photo_folder, 24)).max((1, 2, 3))
+        assert (error <= SCALES[file.scale] / 2 + 0.5).all()
+        assert (file.mask(range(21))).all()
+
+
+def test_all_stages(photo_folder, encoded):
+    found = info(encoded)
+    assert found.samples == round(0.6 * 21)
+    assert found.per_class == {"a cat": 7, "größe": 5, "z": 1}
+    assert found.kept_patches == 1 - round(0.3 * 36) / 36
+    assert found.bits == {6: 13}
+    assert found.source == {"images": 21, "bytes": found.source["bytes"], "skipped": 0}
+    assert found.encode["drop"] == 0.3
+    assert verify(encoded).ok
+    with dqcodec.open(encoded) as file:
+        expected = originals(photo_folder, 24)[file.source_index]
+        images, mask = file.images(range(13), fill="none"), file.mask(range(13))
+        pixels = mask.reshape(13, 1, 6, 6).repeat(4, 2).repeat(4, 3)
+        error = np.abs(images.astype(int) - expected) * pixels
+        assert (error.max((1, 2, 3)) <= SCALES[file.scale] / 2 + 0.5).all()
+        assert (images[~np.broadcast_to(pixels, images.shape)] == 0).all()
+        assert (mask.sum(1) == 25).all()
+        sizes, taken = file.reader.columns["bins/size"], file.reader.columns["bins/taken"]
+        assert sizes.tolist() == [[4, 4, 4], [3, 3, 2], [1, 0, 0]]
+        for c in range(3):
+            assert taken[c].tolist() == np.bincount(file.bin[file.label == c], minlength=3).tolist()
+
+
+def test_same_input_same_bytes(photo_folder, encoded, tmp_path):
+    encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(bins=3, drop=0.3), workers=1)
+    assert (tmp_path / "x.dqz").read_bytes() == encoded.read_bytes()
+
+
+def save(path, array, **arguments):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **arguments)
+
+
+def broken_folder(root):
+    """Good images among everything that people's folders hold; returns the names of what must be skipped."""
+    for k in range(6):
+        save(root / "räv och hund" / f"bild {k}.png", synthetic(k, 32, 32, 3))
+    save(root / "b" / "one.png", synthetic(9, 32, 32, 3))
+    save(root / "b" / "grey.png", synthetic(9, 32, 32, 1)[..., 0])
+    save(root / "b" / "rgba.png", np.dstack([synthetic(9, 32, 32, 3), np.full((32, 32), 255, np.uint8)]))
+    Image.fromarray(synthetic(9, 32, 32, 3)).quantize(8).save(root / "b" / "palette.gif")
+    Image.fromarray(synthetic(9, 32, 32, 3)).convert("CMYK").save(root / "b" / "cmyk.jpg")
+    save(root / "b" / "deep.png", np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16))
+    (root / "empty").mkdir()
+    data = io.BytesIO()
+    Image.fromarray(synthetic(3, 64, 64, 3)).save(data, "JPEG")
+    (root / "b" / "cut.jpg").write_bytes(data.getvalue()[:900])
+    (root / "b" / "nothing.png").write_bytes(b"")
+    (root / "b" / "notes.txt").write_text("hello")
+    (root / "stray.png").write_bytes(data.getvalue())
+    return {"b/cut.jpg", "b/nothing.png", "b/notes.txt", "stray.png"}
+
+
+@pytest.mark.parametrize("options", [ALL, EncodeOptions(keep=0.5, bins=2)])
+def test_unusable_files_are_skipped_and_named(tmp_path, options):
+    bad = broken_folder(tmp_path / "src")
+    result = encode(tmp_path / "src", tmp_path / "x.dqz", options)
+    assert {name for name, _ in result.skipped} == bad
+    assert all(reason for _, reason in result.skipped)
+    assert any("empty" in note and "without any image" in note for note in result.notes)
+    assert result.images == 12 + (options.keep == 1)  # a cut file is noticed when its pixels are read
+    assert result.kept == (12 if options.keep == 1 else 6)
+    with dqcodec.open(tmp_path / "x.dqz") as file:
+        assert file.classes == ("b", "empty", "räv och hund")
+        assert len(file) == result.kept
+        assert file.shape == (3, 32, 32)
+        assert 1 not in file.label
+    assert verify(tmp_path / "x.dqz").ok
+
+
+def test_strict_stops_and_leaves_nothing(tmp_path):
+    broken_folder(tmp_path / "src")
+    with pytest.raises(SourceError, match="with --strict nothing is skipped"):
+        encode(tmp_path / "src", tmp_path / "x.dqz", ALL, strict=True)
+    (tmp_path / "src" / "stray.png").unlink()
+    for name in ("nothing.png", "notes.txt"):
+        (tmp_path / "src" / "b" / name).unlink()
+    with pytest.raises(SourceError, match=r"b/cut\.jpg: .*truncated"):
+        encode(tmp_path / "src", tmp_path / "x.dqz", ALL, strict=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["src"]
+
+
+def test_nothing_usable(tmp_path):
+    (tmp_path / "src" / "a").mkdir(parents=True)
+    with pytest.raises(SourceError, match="has no usable image; 0 files were skipped"):
+        encode(tmp_path / "src", tmp_path / "x.dqz")
+    (tmp_path / "src" / "a" / "x.png").write_bytes(b"junk")
+    with pytest.raises(SourceError, match=r"1 files were skipped; the first: a/x\.png: not an image"):
+        encode(tmp_path / "src", tmp_path / "x.dqz")
+
+
+def test_one_image_a_class(tmp_path):
+    for k in range(4):
+        save(tmp_path / "src" / f"class {k}" / "x.png", synthetic(k, 16, 16, 3))
+    assert encode(tmp_path / "src", tmp_path / "all.dqz", ALL).kept == 4
+    result = encode(tmp_path / "src", tmp_path / "some.dqz", EncodeOptions(keep=0.5))
+    assert result.kept == 2
+    assert any("2 classes are (class 2, class 3) so small that no image is kept" in note for note in result.notes)
+
+
+def test_one_image_in_all(tmp_path):
+    save(tmp_path / "src" / "only" / "x.png", synthetic(0, 16, 16, 3))
+    result = encode(tmp_path / "src", tmp_path / "x.dqz")
+    assert result.kept == 1
+    assert any("nothing to learn from" in note for note in result.notes)
+
+
+def test_grey_sets_stay_grey(tmp_path):
+    for k in range(4):
+        save(tmp_path / "src" / f"{k % 2}" / f"{k}.png", synthetic(k, 28, 28, 1)[..., 0])
+    encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.5, bins=1))
+    with dqcodec.open(tmp_path / "x.dqz") as file:
+        assert file.shape == (1, 28, 28)
+    image, _ = dqcodec.DQZDataset(tmp_path / "x.dqz")[0]
+    assert image.shape == (1, 28, 28)
+
+
+def test_the_size_follows_the_data_and_enlarging_is_said(tmp_path):
+    for k, side in enumerate((100, 90, 130)):
+        save(tmp_path / "src" / "a" / f"{k}.png", synthetic(k, side, side + 20, 3))
+    result = encode(tmp_path / "src", tmp_path / "x.dqz", ALL)
+    assert (result.options.size, result.options.patch) == (96, 8)
+    assert result.notes == ("1 of 3 images are smaller than 96 pixels and were enlarged; --size sets another",)
+    assert encode(tmp_path / "src", tmp_path / "y.dqz", EncodeOptions(keep=1, drop=0, size=64)).notes == ()
+
+
+def test_features_from_a_file(photo_folder, tmp_path):
+    """The rows decide the bins: the medoid of each class is in the first one."""
+    features = np.random.default_rng(0).normal(size=(21, 4))
+    np.save(tmp_path / "f.npy", features)
+    options = EncodeOptions(keep=0.5, bins=2, drop=0, features=str(tmp_path / "f.npy"))
+    result = encode(photo_folder, tmp_path / "x.dqz", options)
+    assert "proxy" not in result.seconds
+    labels = [0] * 12 + [1] * 8 + [2]
+    expected = dqcodec.select(features, labels, 0.5, 2, 0)
+    assert_same(result.selection.kept, expected.kept)
+    with dqcodec.open(tmp_path / "x.dqz") as file:
+        assert file.source_index.tolist() == expected.kept.tolist()
+        assert file.bin.tolist() == expected.bin[expected.kept].tolist()
+    assert info(tmp_path / "x.dqz").encode["features"] == "f.npy"
+
+
+def test_features_of_the_wrong_shape(photo_folder, tmp_path):
+    for array, message in (
+        (np.zeros((20, 4)), r"holds float64 \(20, 4\); expected 21 rows"),
+        (np.zeros(21), "expected 21 rows"),
+        (np.full((21, 2), np.nan), "row 0 is not finite"),
+        (np.array([["a"] * 2] * 21), "expected 21 rows of numbers"),
+    ):
+        np.save(tmp_path / "f.npy", array)
+        with pytest.raises(OptionError, match=message):
+            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / "f.npy"), drop=0))
+    with pytest.raises(OptionError, match=r"missing\.npy"):
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / "missing.npy"), drop=0))
+    np.save(tmp_path / "f.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(OptionError, match="f.npy"):
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / "f.npy"), drop=0))
+
+
+def test_features_of_a_timm_model(photo_folder, tmp_path):
+    """The real loading code with random weights from a file: the same features as by hand."""
+    import timm
+    from safetensors.torch import save_file
+    from timm.data.config import resolve_data_config
+    from torchvision.transforms.functional import resize
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", pretrained=False).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    options = EncodeOptions(keep=0.5, bins=3, drop=0, features=f"timm:test_resnet@{tmp_path / 'w.safetensors'}")
+    result = encode(photo_folder, tmp_path / "x.dqz", options)
+
+    config = resolve_data_config({}, model=model)
+    model.reset_classifier(0)
+    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    x = torch.from_numpy(originals(photo_folder, 24)).float()
+    x = resize(x, list(config["input_size"][1:]), interpolation=3, antialias=True)
+    with torch.inference_mode():
+        features = model((x / 255 - mean) / std).numpy()
+    expected = dqcodec.select(features, [0] * 12 + [1] * 8 + [2], 0.5, 3, 0)
+    assert_same(result.selection.kept, expected.kept)
+
+
+def test_timm_models_that_cannot_be_had(photo_folder, tmp_path):
+    for features, message in (
+        ("timm:resnet1888", "timm has no model 'resnet1888'"),
+        ("timm:test_resnet@nowhere.safetensors", "nowhere.safetensors do not exist"),
+        (f"timm:test_resnet@{__file__}", "cannot load timm:test_resnet: .* Without network use"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(drop=0, features=features))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 0}, "keep: 0; allowed: 0 < keep <= 1"),
+        ({"keep": 1.01}, "keep: 1.01"),
+        ({"bins": 0}, "bins: 0; allowed: 1 to 65536"),
+        ({"drop": 1}, "drop: 1; allowed: 0 <= drop < 1"),
+        ({"drop": -0.1}, "drop: -0.1"),
+        ({"drop": float("nan")}, "drop: nan"),
+        ({"bits": 1}, "bits: 1; allowed: 2 to 8"),
+        ({"bits": 9}, "bits: 9"),
+        ({"size": 0}, "size: 0; allowed: 1 to 4096"),
+        ({"size": 5000}, "size: 5000"),
+        ({"resize": "stretch"}, "resize: 'stretch'; allowed: squash, crop, pad"),
+        ({"patch": 0}, "patch: 0"),
+        ({"patch": 5}, "patch: 5 does not divide the size 24; allowed here: 1, 2, 3, 4, 6, 8, 12, 24"),
+        ({"size": 4096, "patch": 2}, "patch: 2 makes 4194304 patches; allowed: 65536"),
+        ({"features": "resnet18"}, "features: 'resnet18'; allowed: proxy, timm:NAME, timm:NAME@WEIGHTS, FILE.npy"),
+        ({"seed": -1}, "seed: -1"),
+    ],
+)
+def test_wrong_options(photo_folder, tmp_path, options, message):
+    with pytest.raises(OptionError) as caught:
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(**options))
+    assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_devices_and_workers(photo_folder, tmp_path):
+    for device in ("gpu", "cuda:99", "xla"):
+        with pytest.raises(OptionError, match=rf"device: '{device}' cannot be used .*; allowed: auto, cpu, cuda"):
+            encode(photo_folder, tmp_path / "x.dqz", device=device)
+    with pytest.raises(OptionError, match="workers: 0; allowed: at least 1"):
+        encode(photo_folder, tmp_path / "x.dqz", workers=0)
+
+
+def test_an_output_that_exists(photo_folder, tmp_path):
+    path = tmp_path / "x.dqz"
+    path.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="exists; choose another name or add --overwrite"):
+        encode(photo_folder, path, ALL)
+    assert path.read_bytes() == b"mine"
+    encode(photo_folder, path, ALL, overwrite=True)
+    assert verify(path).ok
+    with pytest.raises(OutputError, match="does not exist"):
+        encode(photo_folder, tmp_path / "no" / "x.dqz", ALL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_encode(photo_folder, tmp_path, number):
+    """In the middle of the proxy's training: the old file is whole, and nothing new looks complete."""
+    path = tmp_path / "x.dqz"
+    encode(photo_folder, path, ALL)
+    before = path.read_bytes()
+    code = f"""
+import dqcodec
+dqcodec.encode({str(photo_folder)!r}, {str(path)!r}, overwrite=True, progress=lambda *a: print(*a, flush=True))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("proxy"):
+            break
+    time.sleep(0.2)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode != 0
+    assert path.read_bytes() == before
+    left = {p.name for p in tmp_path.iterdir()} - {"x.dqz"}
+    if number == signal.SIGINT:
+        assert not left
+    for name in left:
+        assert name.startswith(".x.dqz.")
+        assert not verify(tmp_path / name).ok
+
+
+def test_a_full_disk(photo_folder, tmp_path):
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+import dqcodec
+try:
+    dqcodec.encode({str(photo_folder)!r}, {str(tmp_path / "x.dqz")!r}, dqcodec.EncodeOptions(keep=1, drop=0))
+except dqcodec.OutputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert "cannot write" in done.stdout
+    assert "File too large" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_vanish_while_encoding(tmp_path):
+    """A file is gone when it is packed: skipped and named, and the counts of the bins say so."""
+    for k in range(8):
+        save(tmp_path / "src" / "a" / f"{k}.png", synthetic(k, 16, 16, 3))
+    np.save(tmp_path / "f.npy", np.arange(16.0).reshape(8, 2))
+
+    def remove(stage, done, total):
+        if stage == "bins":
+            for k in range(0, 8, 2):
+                (tmp_path / "src" / "a" / f"{k}.png").unlink(missing_ok=True)
+
+    options = EncodeOptions(keep=0.99, bins=2, drop=0, features=str(tmp_path / "f.npy"))
+    result = encode(tmp_path / "src", tmp_path / "x.dqz", options, progress=remove)
+    assert result.kept == 4
+    assert [name for name, _ in result.skipped] == [f"a/{k}.png" for k in range(0, 8, 2)]
+    with dqcodec.open(tmp_path / "x.dqz") as file:
+        assert file.source_index.tolist() == [1, 3, 5, 7]
+        assert file.reader.columns["bins/taken"].sum() == 4
+    assert os.path.getsize(tmp_path / "x.dqz") == result.bytes_out

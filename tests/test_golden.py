@@ -1,0 +1,94 @@
+"""Golden files stay readable for ever, also by a reader that was written from the spec alone."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import spec_reader
+from conftest import GOLDEN, assert_same
+
+import dqcodec
+from dqcodec.inspection import verify
+
+FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/file.dqz"))
+TESTS = Path(__file__).parent
+SPEC = TESTS.parent / "spec" / "dqz-1.md"
+
+
+def test_they_are_all_there_and_unchanged():
+    lines = (GOLDEN / "SHA256SUMS").read_text().splitlines()
+    stated = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    files = {path for path in GOLDEN.rglob("*") if path.is_file() and path.name != "SHA256SUMS"}
+    assert {path.relative_to(GOLDEN).as_posix() for path in files} == stated.keys()
+    for name, digest in stated.items():
+        assert hashlib.sha256((GOLDEN / name).read_bytes()).hexdigest() == digest, name
+    assert {folder.name for folder in FOLDERS} >= {"pixel-rgb", "pixel-grey", "pixel-large"}
+
+
+@pytest.mark.spec("R-15", "R-18", "R-19", "R-21", "R-22")
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_package_decodes_them(folder):
+    expected = np.load(folder / "expected.npz")
+    with dqcodec.open(folder / "file.dqz") as file:
+        everything = range(len(file))
+        assert_same(file.images(everything, fill="none"), expected["images"])
+        assert_same(file.mask(everything), expected["mask"])
+    assert verify(folder / "file.dqz").ok
+
+
+@pytest.mark.spec("R-15", "R-18", "R-19", "R-21", "R-23")
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_reader_from_the_spec_decodes_them(folder):
+    expected = np.load(folder / "expected.npz")
+    found = spec_reader.read(folder / "file.dqz")
+    assert_same(found["images"], expected["images"])
+    assert_same(found["mask"], expected["mask"])
+    assert spec_reader.fingerprint(folder / "file.dqz") == found["root"]["fingerprint"]
+
+
+@pytest.mark.spec("R-23")
+def test_the_reader_from_the_spec_decodes_an_encoded_folder(encoded):
+    found = spec_reader.read(encoded)
+    with dqcodec.open(encoded) as file:
+        assert_same(found["images"], file.images(range(len(file)), fill="none"))
+        assert found["columns"].keys() >= {"bin", "source_index", "bins/size", "bins/taken", "mask"}
+        for name, column in file.reader.columns.items():
+            np.testing.assert_array_equal(found["columns"][name], column)
+    assert spec_reader.fingerprint(encoded) == found["root"]["fingerprint"]
+
+
+def test_both_readers_refuse_the_same_damage(tmp_path):
+    """One flipped bit in every 13th byte: what one refuses to open, the other does too."""
+    data = (GOLDEN / "pixel-grey" / "file.dqz").read_bytes()
+    path = tmp_path / "x.dqz"
+    for place in range(0, len(data), 13):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        outcomes = []
+        for read in (lambda: spec_reader.read(path), lambda: dqcodec.open(path).images(range(15))):
+            try:
+                read()
+                outcomes.append("read")
+            except (spec_reader.SpecError, dqcodec.FormatError):
+                outcomes.append("refused")
+        assert outcomes[0] == outcomes[1], place
+
+
+def test_every_requirement_of_the_spec_has_a_test():
+    stated = set(re.findall(r"\bR-\d+(?=[.:])", SPEC.read_text()))
+    marked = set()
+    for path in TESTS.rglob("test_*.py"):
+        for arguments in re.findall(r"@pytest\.mark\.spec\((.*?)\)", path.read_text()):
+            marked |= set(re.findall(r"R-\d+", arguments))
+    assert len(stated) >= 23
+    assert stated - {"R-14"} == marked - {"R-14"}  # R-14 reserves names
+
+
+def test_the_reader_from_the_spec_is_independent():
+    source = (TESTS / "spec_reader.py").read_text()
+    imports = set(re.findall(r"^(?:from|import) (\w+)", source, re.M))
+    assert "numpy" in imports
+    assert not imports & {"dqcodec", "zarr", "torch"}
