@@ -24,7 +24,7 @@ from dqcodec.errors import (
     TruncatedError,
     UnsupportedFeatureError,
 )
-from dqcodec.select import Selection, select
+from dqcodec.selection import Selection, select
 
 if TYPE_CHECKING:
     from dqcodec.data.dataset import DQZDataset

@@ -25,7 +25,7 @@ from dqcodec.container.writer import Writer
 from dqcodec.errors import OptionError, SourceError
 from dqcodec.parallel import default_workers, ordered_map
 from dqcodec.patches import drop_count, keep_mask, to_patches
-from dqcodec.select import Selection, check_bins, check_keep, select
+from dqcodec.selection import Selection, check_bins, check_keep, select
 from dqcodec.sources import images
 from dqcodec.sources.folder import Folder, scan
 

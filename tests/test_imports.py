@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "dqcodec"
 HEAVY = {"torch", "timm", "torchvision", "safetensors", "PIL", "zarr", "typer", "rich"}
 
 NEVER = {  # part -> what it must not import, anywhere in its files
-    "container": {"dqcodec.codec", "dqcodec.data", "dqcodec.select", "torch", "zarr", "PIL"},
+    "container": {"dqcodec.codec", "dqcodec.data", "dqcodec.selection", "torch", "zarr", "PIL"},
     "codec": {"dqcodec.container", "dqcodec.data", "torch"},
-    "select": {"dqcodec.container", "dqcodec.codec", "dqcodec.data", "torch"},
-    "sources": {"dqcodec.select", "torch"},
+    "selection": {"dqcodec.container", "dqcodec.codec", "dqcodec.data", "torch"},
+    "sources": {"dqcodec.selection", "torch"},
     "patches.py": {"dqcodec.container", "torch"},
     "models": {"dqcodec.container", "dqcodec.cli"},
-    "data": {"dqcodec.encode", "dqcodec.select", "dqcodec.cli"},
+    "data": {"dqcodec.encode", "dqcodec.selection", "dqcodec.cli"},
     "decode.py": {"dqcodec.encode", "dqcodec.data", "dqcodec.models", "torch", "PIL"},
     "inspection.py": {"torch", "rich", "typer"},
     "encode.py": {"dqcodec.cli", "dqcodec.data", "rich", "typer"},

@@ -7,17 +7,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dqcodec.errors import OptionError
-from dqcodec.select import bins as module
-from dqcodec.select.bins import bin_sizes, greedy_bins, to_integers
+from dqcodec.selection import bins as module
+from dqcodec.selection.bins import bin_sizes, greedy_bins, integers
 
 
-def brute_force(x: list[list[int]], bins: int) -> tuple[list[int], list[int]]:
-    """Picks in order and the bin of each: arg max of Eq. 1 over all that is left, sums of squared distances."""
+def to_integers(features, pool):
+    return integers(features, pool)(features)
+
+
+def brute_force(x: list[list[int]], bins: int) -> tuple[list[int], list[int], list[int]]:
+    """Picks in order, bin and gain of each: arg max of Eq. 1 over all that is left, sums of squared distances."""
 
     def distance(a: list[int], b: list[int]) -> int:
         return sum((u - v) ** 2 for u, v in zip(a, b, strict=True))
 
-    pool, order, bin_of = list(range(len(x))), [], []
+    pool, order, bin_of, gain = list(range(len(x))), [], [], []
     for n, size in enumerate(bin_sizes(len(x), bins)):
         chosen: list[int] = []
         for _ in range(size):
@@ -26,8 +30,9 @@ def brute_force(x: list[list[int]], bins: int) -> tuple[list[int], list[int]]:
             chosen.append(best)
             pool.remove(best)
             bin_of.append(n)
+            gain.append(max(gains))
         order += chosen
-    return order, bin_of
+    return order, bin_of, gain
 
 
 FEATURES = hnp.arrays(
@@ -46,16 +51,44 @@ FEATURES = hnp.arrays(
 def test_same_picks_as_brute_force(features, bins):
     x = to_integers(features, len(features))
     found = greedy_bins(x, bins)
-    order, bin_of = brute_force([[int(v) for v in row] for row in x], bins)
+    order, bin_of, gain = brute_force([[int(v) for v in row] for row in x], bins)
     assert found.order.tolist() == order
     assert found.bin[found.order].tolist() == bin_of
+    assert found.gain[found.order].tolist() == gain
 
 
-def test_same_picks_without_the_gram_matrix(monkeypatch):
-    x = to_integers(np.random.default_rng(0).normal(size=(150, 8)), 150)
-    with_gram = greedy_bins(x, 5)
-    monkeypatch.setattr(module, "_GRAM", 10)
-    assert greedy_bins(x, 5).order.tolist() == with_gram.order.tolist()
+@settings(deadline=None)
+@given(FEATURES, st.integers(1, 6), st.integers(0, 9), st.integers(1, 9))
+@example(np.zeros((7, 2)), 3, 0, 2)
+@example(np.vstack([np.full((10, 2), 0.1), [[1e9, -1e9]]]), 3, 2, 3)
+def test_same_picks_without_the_gram_matrix(features, bins, gram, short):
+    """The large pool's way, forced on small ones: tiny short lists, the Gram matrix for the last bins only."""
+    x = to_integers(features, len(features))
+    expected = greedy_bins(x, bins)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_GRAM", gram)
+        patch.setattr(module, "_SHORT", short)
+        found = greedy_bins(x, bins)
+    assert found.order.tolist() == expected.order.tolist()
+    assert found.gain.tolist() == expected.gain.tolist()
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "clusters", "few values"])
+def test_same_picks_of_a_large_pool(monkeypatch, kind):
+    rng = np.random.default_rng(0)
+    features = {
+        "normal": rng.normal(size=(900, 16)),
+        "relu": np.maximum(rng.normal(1, 1, size=(900, 16)), 0),
+        "clusters": rng.normal(size=(6, 16))[rng.integers(0, 6, 900)] * 5 + rng.normal(size=(900, 16)),
+        "few values": rng.integers(-1, 2, (900, 3)).astype(float),
+    }[kind]
+    x = to_integers(features, 900)
+    expected = greedy_bins(x, 5)
+    monkeypatch.setattr(module, "_GRAM", 200)
+    monkeypatch.setattr(module, "_SHORT", 64)
+    found = greedy_bins(x, 5)
+    assert found.order.tolist() == expected.order.tolist()
+    assert found.bin.tolist() == expected.bin.tolist()
 
 
 def test_order_is_a_permutation_and_bins_are_within_one():
@@ -86,7 +119,7 @@ def test_not_finite(bad):
     features = np.ones((4, 3))
     features[2, 1] = bad
     with pytest.raises(OptionError, match="row 2 is not finite"):
-        to_integers(features, 4)
+        integers(features, 4)
 
 
 def test_norms_beyond_float32():

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqcodec import OptionError, select
-from dqcodec.select.sampling import draw, split
+from dqcodec.selection.sampling import draw, split
 
 
 @settings(deadline=None)

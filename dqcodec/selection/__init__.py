@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.errors import OptionError
-from dqcodec.select.bins import greedy_bins, to_integers
-from dqcodec.select.sampling import draw, keep_count, split
+from dqcodec.selection.bins import greedy_bins, integers
+from dqcodec.selection.sampling import draw, keep_count, split
 
 Array = npt.NDArray[Any]
 
@@ -66,11 +66,11 @@ def select(
         raise OptionError(f"labels: shape {labels.shape} for {n} samples; expected one label >= 0 a sample")
     per_class = np.bincount(labels)
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(per_class)[:-1])
-    x = to_integers(features, int(per_class.max()))
+    to_integers = integers(features, int(per_class.max()))
     bin_of, order, gain = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n)
     size = np.zeros((len(per_class), bins), np.int64)
     for c, members in enumerate(by_class):
-        picked = greedy_bins(x[members], bins)
+        picked = greedy_bins(to_integers(features[members]), bins)
         bin_of[members], gain[members] = picked.bin, picked.gain
         order[members[picked.order]] = np.arange(len(members))
         size[c] = np.bincount(picked.bin, minlength=bins)
