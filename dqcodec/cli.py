@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +24,7 @@ from dqcodec.export import export as export_file
 from dqcodec.inspection import Info, Verification
 from dqcodec.inspection import info as read_info
 from dqcodec.inspection import verify as verify_file
+from dqcodec.run import Progress as StageProgress
 from dqcodec.sources.images import quiet
 
 DEFAULTS = EncodeOptions()
@@ -187,7 +187,7 @@ class _Stages:
         self._started: dict[str, float] = {}
         self._last = time.monotonic()
 
-    def __enter__(self) -> Callable[[str, int, int], None]:
+    def __enter__(self) -> StageProgress:
         if self._bars:
             self._bars.start()
         return self._show

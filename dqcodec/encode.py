@@ -8,26 +8,26 @@ This module is the only place that knows that order. A stage that the options ma
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec import features as feature_sources
+from dqcodec import features
 from dqcodec.codec import pixel, quantize
 from dqcodec.container.spec import MAX_PATCHES, MAX_SIDE, Header
 from dqcodec.container.writer import Writer
 from dqcodec.errors import OptionError, SourceError
 from dqcodec.parallel import default_workers, ordered_map
 from dqcodec.patches import drop_count, keep_mask, to_patches
+from dqcodec.run import Progress, Run
 from dqcodec.selection import Selection, check_bins, check_keep, select
-from dqcodec.sources import images
 from dqcodec.sources.folder import Folder, scan
+from dqcodec.sources.images import RESIZES, default_patch, default_size, probe, read, thumbnail
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from dqcodec.models.proxy import Proxy
 
 Array = npt.NDArray[Any]
-Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
-SCORE_BATCH = 64
 PROXY_SIZE = 64  # pixels a side that the proxy looks at; larger images are scaled down
+SCORE_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class EncodeOptions:
             raise OptionError(f"bits: {self.bits}; allowed: {quantize.MIN_BITS} to {quantize.MAX_BITS}")
         if self.size is not None and not 1 <= self.size <= MAX_SIDE:
             raise OptionError(f"size: {self.size}; allowed: 1 to {MAX_SIDE}")
-        if self.resize not in images.RESIZES:
-            raise OptionError(f"resize: {self.resize!r}; allowed: {', '.join(images.RESIZES)}")
+        if self.resize not in RESIZES:
+            raise OptionError(f"resize: {self.resize!r}; allowed: {', '.join(RESIZES)}")
         if self.patch is not None and not 1 <= self.patch <= MAX_SIDE:
             raise OptionError(f"patch: {self.patch}; allowed: 1 to {MAX_SIDE}")
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"seed: {self.seed}; allowed: 0 to 2^63 - 1")
-        feature_sources.check(self.features)
+        features.check(self.features)
 
 
 @dataclass(frozen=True)
@@ -141,300 +141,287 @@ def encode(
     options.check()
     if workers is not None and workers < 1:
         raise OptionError(f"workers: {workers}; allowed: at least 1")
-    run = _Run(workers or default_workers(), strict, progress)
-
+    run = Run(workers or default_workers(), strict, progress)
     with run.stage("scan"):
-        folder = scan(source)
+        folder = scan(source, run.progress)
         run.skip_all(folder.skipped)
+
     with Writer(output, overwrite) as writer, tempfile.TemporaryFile(dir=Path(output).parent) as scratch:
         with run.stage("read"):
-            usable, probes = _probe(folder, run)
-            options = _fit(options, probes, run)
-            size, patch = _resolved(options)
-            grid = (size // patch, size // patch)
-            channels = max(probe.channels for probe in probes)
-            dropping = drop_count(grid[0] * grid[1], options.drop) > 0
-            selecting = options.keep < 1
-            with_proxy = dropping or (selecting and options.features == "proxy")
-            if selecting or dropping:
-                usable, thumbs = _read(folder, usable, options, channels, with_proxy, scratch, run)
-        labels = folder.labels[usable]
-
-        if with_proxy:
+            images = _look(folder, options, run)
+            if images.selects or images.drops:
+                images = _read(images, scratch, run)
+        proxy = None
+        if images.needs_proxy:
             with run.stage("proxy"):
-                torch_device = _device(device)
-                if len(np.unique(labels)) == 1:
-                    run.note("all images are of one class, so the proxy classifier has nothing to learn from")
-                proxy = _train(thumbs, labels, len(folder.classes), torch_device, options.seed, run)
-
+                proxy = _train(images, torch_device(device), run)
         selection = None
-        kept = np.arange(len(usable))
-        if selecting:
+        if images.selects:
             with run.stage("features"):
-                if options.features == "proxy":
-                    features = feature_sources.from_proxy(proxy, thumbs, torch_device, run.progress)
-                elif options.features.endswith(".npy"):
-                    features = feature_sources.from_npy(options.features, len(folder))[usable]
-                else:
-                    pixels = _images(folder, usable, options, channels, run)
-                    features = feature_sources.from_timm(
-                        options.features, pixels, len(usable), _device(device), run.progress
-                    )
+                features = _features(images, proxy, device, run)
             with run.stage("bins"):
-                selection = select(features, labels, options.keep, options.bins, options.seed, run.progress)
-                kept = selection.kept
-                _note_lost_classes(folder, labels, kept, run)
-
+                selection = _select(images, features, run)
+        kept = np.arange(len(images)) if selection is None else selection.kept
         masks = None
-        if dropping:
+        if images.drops and proxy is not None:
             with run.stage("patch scores"):
-                masks = _masks(proxy, thumbs, labels, kept, options.drop, grid, size, torch_device, run)
-
+                masks = _masks(images, proxy, kept, run)
         with run.stage("pack"):
-            chosen = usable[kept]
-            scales: list[int] = []
-            written: list[int] = []  # positions in `kept`
-            for position, packed in enumerate(_pack(folder, chosen, masks, options, channels, run)):
-                if isinstance(packed, SourceError):
-                    run.skip(packed)
-                    continue
-                writer.append(packed[0])
-                scales.append(packed[1])
-                written.append(position)
-                run.report("pack", position + 1, len(chosen))
-            if not written:
-                raise SourceError(
-                    f"{folder.root}: none of the {len(chosen)} chosen images could be read", path=folder.root
-                )
-
+            written, scales = _pack(images, kept, masks, writer, run)
         with run.stage("write"):
-            kept, chosen = kept[written], chosen[written]
-            columns = {
-                "label": folder.labels[chosen],
-                "bits": np.full(len(chosen), options.bits),
-                "scale": np.array(scales),
-                "source_index": chosen,
-            }
-            if masks is not None:
-                columns["mask"] = masks[written]
-            if selection is not None:
-                size_of, taken = np.zeros((2, len(folder.classes), options.bins), np.int64)
-                np.add.at(size_of, (labels, selection.bin), 1)
-                np.add.at(taken, (labels[kept], selection.bin[kept]), 1)
-                columns |= {"bin": selection.bin[kept], "bins/size": size_of, "bins/taken": taken}
-            skipped = len(run.skipped)
-            about = {
-                "source": {"images": len(usable), "bytes": int(folder.sizes[usable].sum()), "skipped": skipped},
-                "encode": {**asdict(options), "features": Path(options.features).name},
-                "creator": _creator(),
-            }
-            header = Header(0, size, size, channels, patch, 1, folder.classes, extra=about)
-            header = writer.finish(header, columns)
+            kept, masks = kept[written], None if masks is None else masks[written]
+            header = writer.finish(_header(images, run), _columns(images, kept, scales, masks, selection))
 
     return EncodeResult(
-        Path(output), options, header, len(usable), len(kept),
-        bytes_in=int(folder.sizes[usable].sum()), bytes_kept=int(folder.sizes[chosen].sum()),
+        Path(output), images.options, header, len(images), len(kept),
+        bytes_in=images.bytes, bytes_kept=int(folder.sizes[images.usable[kept]].sum()),
         bytes_out=Path(output).stat().st_size, skipped=tuple(run.skipped), notes=tuple(run.notes),
         seconds=run.seconds, selection=selection,
     )  # fmt: skip
 
 
-class _Run:
-    """What the stages share: workers, what was skipped, notes, times and the progress callback."""
+@dataclass(frozen=True)
+class _Images:
+    """The usable images of a folder, and how they are read.
 
-    def __init__(self, workers: int, strict: bool, progress: Progress | None) -> None:
-        self.workers, self.strict, self.progress = workers, strict, progress
-        self.skipped: list[tuple[str, str]] = []
-        self.notes: list[str] = []
-        self.seconds: dict[str, float] = {}
+    usable   int64 (N,), their places among the folder's files
+    options  with size and patch filled in
+    thumbs   uint8 (N, s, s, C), memory-mapped; what the proxy sees, where one is needed
+    """
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
+    folder: Folder
+    usable: Array
+    options: EncodeOptions
+    size: int
+    patch: int
+    channels: int
+    thumbs: Array | None = None
 
-    def report(self, stage: str, done: int, total: int) -> None:
-        if self.progress:
-            self.progress(stage, done, total)
+    def __len__(self) -> int:
+        return len(self.usable)
 
-    def note(self, sentence: str) -> None:
-        self.notes.append(sentence)
+    @property
+    def labels(self) -> Array:
+        return self.folder.labels[self.usable]
 
-    def skip(self, error: SourceError) -> None:
-        name, _, reason = str(error).partition(": ")
-        self.skip_all([(name, reason)])
+    @property
+    def bytes(self) -> int:
+        """Bytes of their files."""
+        return int(self.folder.sizes[self.usable].sum())
 
-    def skip_all(self, found: Iterable[tuple[str, str]]) -> None:
-        for name, reason in found:
-            if self.strict:
-                raise SourceError(f"{name}: {reason} (with --strict nothing is skipped)", path=name)
-            self.skipped.append((name, reason))
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.size // self.patch, self.size // self.patch
+
+    @property
+    def selects(self) -> bool:
+        return self.options.keep < 1
+
+    @property
+    def drops(self) -> bool:
+        return drop_count(self.grid[0] * self.grid[1], self.options.drop) > 0
+
+    @property
+    def needs_proxy(self) -> bool:
+        return self.drops or (self.selects and self.options.features == "proxy")
+
+    def pixels(self, index: int) -> Array:
+        """uint8 (size, size, C) of the file in place `index`; SourceError where it cannot be read."""
+        file = partial(self.folder.open, index)
+        return read(file, self.folder.names[index], self.size, self.options.resize, self.channels)
 
 
-def _probe(folder: Folder, run: _Run) -> tuple[Array, list[images.Probe]]:
-    """Read all headers: indices of the files that look usable, and what their headers say."""
-
-    def look(index: int) -> images.Probe | SourceError:
-        try:
-            return images.probe(lambda: folder.open(index), folder.names[index])
-        except SourceError as error:
-            return error
-
+def _look(folder: Folder, options: EncodeOptions, run: Run) -> _Images:
+    """Read all headers; what they say decides size, patch and channels."""
     usable, probes = [], []
+    names = folder.names
+    look = attempt(lambda index: probe(partial(folder.open, index), names[index]))
     for index, found in enumerate(ordered_map(look, range(len(folder)), run.workers)):
         if isinstance(found, SourceError):
             run.skip(found)
         else:
             usable.append(index)
             probes.append(found)
-        run.report("look", index + 1, len(folder))
+        run.progress("look", index + 1, len(folder))
     _check_any(folder, len(usable), run)
     empty = np.flatnonzero(np.bincount(folder.labels[usable], minlength=len(folder.classes)) == 0)
     if empty.size:
-        run.note(f"{_classes(folder, empty)} without any image; kept in the list of classes")
-    return np.array(usable), probes
+        run.notes.append(f"{_classes(folder, empty)} without any image; kept in the list of classes")
 
-
-def _fit(options: EncodeOptions, probes: list[images.Probe], run: _Run) -> EncodeOptions:
-    """Fill in size and patch, and check that they fit each other."""
-    size = options.size or images.default_size(probes)
-    patch = options.patch or images.default_patch(size)
+    size = options.size or default_size(probes)
+    patch = options.patch or default_patch(size)
     if size % patch:
-        raise OptionError(f"patch: {patch} does not divide the size {size}; allowed here: {_divisors(size)}")
-    if (size // patch) ** 2 > MAX_PATCHES:
-        raise OptionError(f"patch: {patch} makes {(size // patch) ** 2} patches; allowed: {MAX_PATCHES}")
-    if options.drop > 0 and drop_count((size // patch) ** 2, options.drop) == 0:
-        run.note(
-            f"nothing is dropped: {options.drop:g} of {(size // patch) ** 2} patches of {patch} pixels is under one; "
+        divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        raise OptionError(f"patch: {patch} does not divide the size {size}; allowed here: {divisors}")
+    patches = (size // patch) ** 2
+    if patches > MAX_PATCHES:
+        raise OptionError(f"patch: {patch} makes {patches} patches; allowed: {MAX_PATCHES}")
+    if options.drop > 0 and drop_count(patches, options.drop) == 0:
+        run.notes.append(
+            f"nothing is dropped: {options.drop:g} of {patches} patches of {patch} pixels is under one; "
             "a smaller --patch or another --size has more"
         )
-    small = sum(min(p.width, p.height) < size for p in probes)
+    small = sum(min(found.width, found.height) < size for found in probes)
     if small:
-        run.note(
-            f"{small:,} of {len(probes):,} images are smaller than {size} pixels and were enlarged; --size sets another"
-        )
-    return replace(options, size=size, patch=patch)
+        counts = f"{small:,} of {len(probes):,} images are smaller than {size} pixels"
+        run.notes.append(f"{counts} and were enlarged; --size sets another")
+    channels = max(found.channels for found in probes)
+    return _Images(folder, np.array(usable), replace(options, size=size, patch=patch), size, patch, channels)
 
 
-def _resolved(options: EncodeOptions) -> tuple[int, int]:
-    """Size and patch, once `_fit` has filled them in."""
-    if options.size is None or options.patch is None:
-        raise ValueError("size and patch are not known yet")
-    return options.size, options.patch
+def _read(images: _Images, scratch: IO[bytes], run: Run) -> _Images:
+    """Decode every image once, so that the selection is made among whole images only; keep what the proxy needs.
 
-
-def _divisors(size: int) -> str:
-    return ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
-
-
-def _read(
-    folder: Folder,
-    usable: Array,
-    options: EncodeOptions,
-    channels: int,
-    keep_thumbs: bool,
-    scratch: IO[bytes],
-    run: _Run,
-) -> tuple[Array, Array]:
-    """Decode every image once, so that the selection is made among whole images only.
-
-    Returns the indices that are left and, with `keep_thumbs`, their thumbnails (N, s, s, C) in a memory-mapped
-    temporary file (it vanishes with the process), s = the proxy's size.
+    The thumbnails lie in `scratch`, which vanishes with the process.
     """
-    size = min(_resolved(options)[0], PROXY_SIZE)
+    size = min(images.size, PROXY_SIZE)
+
+    def shrink(index: int) -> bytes:
+        pixels = images.pixels(index)
+        return thumbnail(pixels, size).tobytes() if images.needs_proxy else b""
+
     left = []
-
-    def shrink(index: int) -> bytes | SourceError:
-        try:
-            pixels = _read_one(folder, index, options, channels)
-        except SourceError as error:
-            return error
-        return images.thumbnail(pixels, size).tobytes() if keep_thumbs else b""
-
-    for done, thumb in enumerate(ordered_map(shrink, usable.tolist(), run.workers)):
+    for done, thumb in enumerate(ordered_map(attempt(shrink), images.usable.tolist(), run.workers)):
         if isinstance(thumb, SourceError):
             run.skip(thumb)
         else:
             scratch.write(thumb)
-            left.append(usable[done])
-        run.report("read", done + 1, len(usable))
-    _check_any(folder, len(left), run)
+            left.append(images.usable[done])
+        run.progress("read", done + 1, len(images))
+    _check_any(images.folder, len(left), run)
     scratch.flush()
-    if not keep_thumbs:
-        return np.array(left), np.empty((0,))
-    return np.array(left), np.memmap(scratch, np.uint8, "r", shape=(len(left), size, size, channels))
+    shape = (len(left), size, size, images.channels)
+    thumbs = np.memmap(scratch, np.uint8, "r", shape=shape) if images.needs_proxy else None
+    return replace(images, usable=np.array(left), thumbs=thumbs)
 
 
-def _read_one(folder: Folder, index: int, options: EncodeOptions, channels: int) -> Array:
-    size, _ = _resolved(options)
-    return images.read(lambda: folder.open(index), folder.names[index], size, options.resize, channels)
-
-
-def _images(folder: Folder, indices: Array, options: EncodeOptions, channels: int, run: _Run) -> Iterator[Array]:
-    """The pixels of images that were read before; one that cannot be read any more is an error."""
-    return ordered_map(lambda index: _read_one(folder, index, options, channels), indices.tolist(), run.workers)
-
-
-def _train(thumbs: Array, labels: Array, classes: int, device: torch.device, seed: int, run: _Run) -> Proxy:
+def _train(images: _Images, device: torch.device, run: Run) -> Proxy:
     from dqcodec.models.proxy import train
 
-    return train(thumbs, labels, classes, device, seed, run.progress)
+    if images.thumbs is None:
+        raise ValueError("the proxy needs thumbnails")
+    if len(np.unique(images.labels)) == 1:
+        run.notes.append("all images are of one class, so the proxy classifier has nothing to learn from")
+    classes = len(images.folder.classes)
+    return train(images.thumbs, images.labels, classes, device, images.options.seed, run.progress)
 
 
-def _masks(
-    proxy: Proxy, thumbs: Array, labels: Array, kept: Array, drop: float, grid: tuple[int, int], size: int,
-    device: torch.device, run: _Run,
-) -> Array:  # fmt: skip
+def _features(images: _Images, proxy: Proxy | None, device: str, run: Run) -> Array:
+    """float (N, D), from where the options say."""
+    source = images.options.features
+    if source == "proxy" and proxy is not None and images.thumbs is not None:
+        return features.from_proxy(proxy, images.thumbs, run.progress)
+    if source.endswith(".npy"):
+        return features.from_npy(source, len(images.folder))[images.usable]
+    pixels = ordered_map(images.pixels, images.usable.tolist(), run.workers)
+    return features.from_timm(source, pixels, len(images), torch_device(device), run.progress)
+
+
+def _select(images: _Images, found: Array, run: Run) -> Selection:
+    options, folder = images.options, images.folder
+    selection = select(found, images.labels, options.keep, options.bins, options.seed, run.progress)
+    count = len(folder.classes)
+    before = np.bincount(images.labels, minlength=count)
+    after = np.bincount(images.labels[selection.kept], minlength=count)
+    lost = np.flatnonzero((before > 0) & (after == 0))
+    if lost.size:
+        run.notes.append(f"{_classes(folder, lost)} so small that no image is kept; a larger --keep keeps some")
+    return selection
+
+
+def _masks(images: _Images, proxy: Proxy, kept: Array, run: Run) -> Array:
     """uint8 (n, ceil(P/8)): the packed masks of the kept samples, from the proxy's attention."""
-    import torch
+    from dqcodec.models.gradcam import patch_scores
 
-    from dqcodec.models.gradcam import gradcam_pp, patch_scores
-    from dqcodec.models.proxy import normalise
-
+    if images.thumbs is None:
+        raise ValueError("the patch scores need thumbnails")
     out = []
     for start in range(0, len(kept), SCORE_BATCH):
         rows = kept[start : start + SCORE_BATCH]
-        attention = gradcam_pp(proxy, normalise(thumbs[rows], device), torch.from_numpy(labels[rows]).to(device))
-        scores = patch_scores(attention, size, size // grid[0]).cpu().numpy()
-        out.append(np.packbits(keep_mask(np.nan_to_num(scores), drop, grid), axis=1, bitorder="little"))
-        run.report("patch scores", start + len(rows), len(kept))
+        scores = patch_scores(proxy, images.thumbs[rows], images.labels[rows], images.size, images.patch)
+        mask = keep_mask(scores, images.options.drop, images.grid)
+        out.append(np.packbits(mask, axis=1, bitorder="little"))
+        run.progress("patch scores", start + len(rows), len(kept))
     return np.concatenate(out)
 
 
-def _pack(
-    folder: Folder, chosen: Array, masks: Array | None, options: EncodeOptions, channels: int, run: _Run
-) -> Iterator[tuple[bytes, int] | SourceError]:
-    """Payload and scale index of each chosen image, in order."""
-    _, patch = _resolved(options)
+def _pack(images: _Images, kept: Array, masks: Array | None, writer: Writer, run: Run) -> tuple[Array, Array]:
+    """Quantize, code and append the kept images; positions in `kept` that were written, and their scale indices."""
+    chosen, bits = images.usable[kept], images.options.bits
 
-    def pack(position: int) -> tuple[bytes, int] | SourceError:
-        try:
-            patches = to_patches(_read_one(folder, int(chosen[position]), options, channels), patch)
-        except SourceError as error:
-            return error
+    def pack(position: int) -> tuple[bytes, int]:
+        patches = to_patches(images.pixels(int(chosen[position])), images.patch)
         if masks is not None:
             patches = patches[np.unpackbits(masks[position], count=len(patches), bitorder="little").astype(bool)]
-        levels, scale = quantize.quantize(patches, options.bits)
-        return pixel.encode(levels, options.bits), scale
+        levels, scale = quantize.quantize(patches, bits)
+        return pixel.encode(levels, bits), scale
 
-    return ordered_map(pack, range(len(chosen)), run.workers)
+    written, scales = [], []
+    for position, packed in enumerate(ordered_map(attempt(pack), range(len(chosen)), run.workers)):
+        if isinstance(packed, SourceError):
+            run.skip(packed)
+        else:
+            payload, scale = packed
+            writer.append(payload)
+            written.append(position)
+            scales.append(scale)
+        run.progress("pack", position + 1, len(chosen))
+    _check_any(images.folder, len(written), run)
+    return np.array(written), np.array(scales)
 
 
-def _check_any(folder: Folder, usable: int, run: _Run) -> None:
+def _columns(
+    images: _Images, kept: Array, scales: Array, masks: Array | None, selection: Selection | None
+) -> dict[str, Array]:
+    """The columns of the samples in the file."""
+    columns = {
+        "label": images.labels[kept],
+        "bits": np.full(len(kept), images.options.bits),
+        "scale": scales,
+        "source_index": images.usable[kept],
+    }
+    if masks is not None:
+        columns["mask"] = masks
+    if selection is not None:
+        size, taken = np.zeros((2, len(images.folder.classes), images.options.bins), np.int64)
+        np.add.at(size, (images.labels, selection.bin), 1)
+        np.add.at(taken, (images.labels[kept], selection.bin[kept]), 1)
+        columns |= {"bin": selection.bin[kept], "bins/size": size, "bins/taken": taken}
+    return columns
+
+
+def _header(images: _Images, run: Run) -> Header:
+    from PIL import __version__ as pillow
+
+    from dqcodec import __version__
+
+    options = images.options
+    about = {
+        "source": {"images": len(images), "bytes": images.bytes, "skipped": len(run.skipped)},
+        "encode": {**asdict(options), "features": Path(options.features).name},
+        "creator": f"dqcodec {__version__}, Pillow {pillow}",
+    }
+    size = images.size
+    return Header(0, size, size, images.channels, images.patch, 1, images.folder.classes, extra=about)
+
+
+def attempt(function: Callable[[int], T]) -> Callable[[int], T | SourceError]:
+    """The function with a SourceError as a result instead of an exception, so that others go on."""
+
+    def tried(index: int) -> T | SourceError:
+        try:
+            return function(index)
+        except SourceError as error:
+            return error
+
+    return tried
+
+
+def _check_any(folder: Folder, usable: int, run: Run) -> None:
     if not usable:
         first = "; the first: {}: {}".format(*run.skipped[0]) if run.skipped else ""
-        raise SourceError(
-            f"{folder.root} has no usable image; {len(run.skipped)} files were skipped{first}", path=folder.root
-        )
-
-
-def _note_lost_classes(folder: Folder, labels: Array, kept: Array, run: _Run) -> None:
-    count = len(folder.classes)
-    before, after = np.bincount(labels, minlength=count), np.bincount(labels[kept], minlength=count)
-    lost = np.flatnonzero((before > 0) & (after == 0))
-    if lost.size:
-        run.note(f"{_classes(folder, lost)} so small that no image is kept; a larger --keep keeps some")
+        message = f"{folder.root} has no usable image; {len(run.skipped)} files were skipped{first}"
+        raise SourceError(message, path=folder.root)
 
 
 def _classes(folder: Folder, labels: Array) -> str:
@@ -442,8 +429,8 @@ def _classes(folder: Folder, labels: Array) -> str:
     return f"{len(labels)} class{'es are' if len(labels) > 1 else ' is'} ({names})"
 
 
-def _device(name: str) -> torch.device:
-    """A torch device; OptionError where it is not to be had."""
+def torch_device(name: str) -> torch.device:
+    """A torch device; OptionError where torch or the device is not to be had."""
     try:
         import torch
     except ImportError:
@@ -457,15 +444,6 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise OptionError(
-            f"device: {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:N, mps"
-        ) from None
+        message = f"device: {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:N, mps"
+        raise OptionError(message) from None
     return device
-
-
-def _creator() -> str:
-    from PIL import __version__ as pillow
-
-    from dqcodec import __version__
-
-    return f"dqcodec {__version__}, Pillow {pillow}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,7 @@ import numpy as np
 from dqcodec.decode import DQZFile
 from dqcodec.errors import OutputError
 from dqcodec.parallel import default_workers, ordered_map
-
-Progress = Callable[[str, int, int], None]
+from dqcodec.run import Progress
 
 BATCH = 64
 

@@ -8,7 +8,7 @@ FILE.npy                      one row a file of the source, in source order
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.errors import OptionError
+from dqcodec.run import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-Progress = Callable[[str, int, int], None]
 BATCH = 256
 
 
 def check(features: str) -> None:
     """Raise OptionError unless `features` has one of the four forms."""
-    if features != "proxy" and not features.endswith(".npy") and not features.removeprefix("timm:") != features:
+    if features != "proxy" and not features.endswith(".npy") and not features.startswith("timm:"):
         raise OptionError(f"features: {features!r}; allowed: proxy, timm:NAME, timm:NAME@WEIGHTS, FILE.npy")
 
 
@@ -48,13 +48,14 @@ def from_npy(path: str, rows: int) -> Array:
     return np.asarray(array)
 
 
-def from_proxy(model: Proxy, images: Array, device: torch.device, progress: Progress | None = None) -> Array:
+def from_proxy(model: Proxy, images: Array, progress: Progress | None = None) -> Array:
     """float32 (N, 96): the proxy's last feature map, averaged over its cells."""
     import torch
 
     from dqcodec.models.proxy import normalise
 
     out = []
+    device = model.head.weight.device
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
             x = normalise(images[start : start + BATCH], device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import numpy as np
 
 from dqcodec.decode import DQZFile
 from dqcodec.errors import DQZError
-
-Progress = Callable[[str, int, int], None]
+from dqcodec.run import Progress
 
 BATCH = 256
 

@@ -33,7 +33,7 @@ def test_everything_kept_is_everything(photo_folder, tmp_path):
     stages = []
     result = encode(photo_folder, tmp_path / "x.dqz", ALL, progress=lambda stage, *_: stages.append(stage))
     assert (result.images, result.kept, result.skipped, result.selection) == (21, 21, (), None)
-    assert set(stages) == {"look", "pack"}  # no network, no bins
+    assert set(stages) == {"scan", "look", "pack"}  # no network, no bins
     assert result.options.size == 24
     assert result.bytes_in == result.bytes_kept == sum(p.stat().st_size for p in photo_folder.rglob("*.png"))
     assert result.bytes_out == (tmp_path / "x.dqz").stat().st_size

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dqcodec.models.proxy import Proxy, normalise
+
+Array = npt.NDArray[Any]
 
 
 class Classifier(Protocol):
@@ -40,7 +46,19 @@ def gradcam_pp(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
     return F.relu((weights * maps).sum(1))
 
 
-def patch_scores(attention: Tensor, size: int, patch: int) -> Tensor:
+def patch_means(attention: Tensor, size: int, patch: int) -> Tensor:
     """Eq. 29: attention scaled up to size x size pixels (bilinear) and averaged over each patch; float (N, P)."""
     full = F.interpolate(attention[:, None], (size, size), mode="bilinear", align_corners=False)
     return F.avg_pool2d(full, patch).flatten(1)
+
+
+def patch_scores(model: Proxy, images: Array, labels: Array, size: int, patch: int) -> Array:
+    """Scores of the patches of `size` x `size` images, float32 (N, P), finite.
+
+    images   uint8 (N, s, s, C), as the proxy sees them
+    labels   int (N,)
+    """
+    device = model.head.weight.device
+    attention = gradcam_pp(model, normalise(images, device), torch.from_numpy(labels).to(device))
+    scores: Array = patch_means(attention, size, patch).cpu().numpy()
+    return np.nan_to_num(scores)

@@ -7,7 +7,7 @@ minutes on two CPU cores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dqcodec.run import Progress
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +83,7 @@ def train(
     classes: int,
     device: torch.device,
     seed: int,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Proxy:
     """Train on all images: EPOCHS epochs of SGD with one learning-rate cycle, mirrored and shifted images.
 

@@ -5,7 +5,6 @@ Plain arrays in and out; useful without a .dqz.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.errors import OptionError
+from dqcodec.run import Progress
 from dqcodec.selection.bins import greedy_bins, integers
 from dqcodec.selection.sampling import draw, keep_count, split
 
@@ -44,7 +44,7 @@ def select(
     keep: float = 0.6,
     bins: int = 10,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Selection:
     """Dataset quantization: the same share of every bin of every class.
 

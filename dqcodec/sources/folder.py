@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dqcodec.container.spec import MAX_CLASSES, plain_name
 from dqcodec.errors import SourceError
+from dqcodec.run import Progress
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Folder:
             raise SourceError(f"{self.names[index]}: {error.strerror}") from None
 
 
-def scan(root: str | Path) -> Folder:
-    """List `root`; SourceError when it is not a folder of class folders."""
+def scan(root: str | Path, progress: Progress | None = None) -> Folder:
+    """List `root`; SourceError when it is not a folder of class folders. Progress counts classes."""
     root = Path(root)
     if not root.is_dir():
         kind = "is a file" if root.exists() else "does not exist"
@@ -81,6 +82,8 @@ def scan(root: str | Path) -> Folder:
             names.append(name)
             labels.append(label)
             sizes.append(status.st_size)
+        if progress:
+            progress("scan", label + 1, len(folders))
     return Folder(
         root, tuple(names), np.array(labels, np.int64), np.array(sizes, np.int64), tuple(folders), tuple(skipped)
     )

@@ -1,0 +1,44 @@
+"""What the stages of a long run share: workers, times, progress, notes, and the files that were left out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from dqcodec.errors import SourceError
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+class Run:
+    """
+    skipped  (name, reason) of every file that is no usable image; with `strict` the first is an error
+    notes    sentences that a person should read
+    seconds  by stage
+    """
+
+    def __init__(self, workers: int, strict: bool = False, progress: Progress | None = None) -> None:
+        self.workers, self.strict = workers, strict
+        self.progress: Progress = progress or (lambda stage, done, total: None)
+        self.skipped: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to the stage's."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def skip(self, error: SourceError) -> None:
+        """Leave out the file that the error names."""
+        name, _, reason = str(error).partition(": ")
+        self.skip_all([(name, reason)])
+
+    def skip_all(self, found: Iterable[tuple[str, str]]) -> None:
+        for name, reason in found:
+            if self.strict:
+                raise SourceError(f"{name}: {reason} (with --strict nothing is skipped)", path=name)
+            self.skipped.append((name, reason))
