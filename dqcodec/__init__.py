@@ -52,7 +52,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """DQZDataset is imported when it is asked for, because it needs torch."""
     if name == "DQZDataset":
-        from dqcodec.data.dataset import DQZDataset
-
+        try:
+            from dqcodec.data.dataset import DQZDataset
+        except ImportError as error:
+            raise ImportError(f"DQZDataset needs torch: pip install 'dqcodec[torch]' ({error})") from error
         return DQZDataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

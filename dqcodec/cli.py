@@ -93,7 +93,7 @@ def encode(
         )  # fmt: skip
     _print_skipped(result)
     for note in result.notes:
-        err.print(f"[yellow]Note:[/yellow] {escape(note)}")
+        err.print(f"[yellow]Note:[/yellow] {_text(note)}")
     if as_json:
         _print_json(_encode_json(result))
     else:
@@ -113,8 +113,6 @@ def info(file: Annotated[Path, typer.Argument(help="A .dqz file.")], as_json: Js
 @app.command()
 def verify(file: Annotated[Path, typer.Argument(help="A .dqz file.")], as_json: Json = False) -> None:
     """Check every checksum and decode every sample; exit status 1 if something is wrong."""
-    if not file.is_file():
-        raise DQZError(f"{file}: no such file")
     with _Stages() as stages:
         found = verify_file(file, stages)
     if as_json:
@@ -139,7 +137,7 @@ def export(
     if as_json:
         _print_json({"images": count, "folder": str(folder)})
     else:
-        out.print(f"{count:,} images in {escape(str(folder))}", highlight=False)
+        out.print(f"{count:,} images in {_text(str(folder))}", highlight=False)
 
 
 @app.callback(invoke_without_command=True)
@@ -154,7 +152,8 @@ def _main(
 def main() -> None:
     """Run the command line; one line and status 1 (2 for wrong arguments) instead of a traceback."""
     quiet()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that temporary files are removed
     try:
         app()
     except OptionError as error:
@@ -170,7 +169,7 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    err.print(f"[red]Error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    err.print(f"[red]Error:[/red] {_text(message)}", highlight=False, soft_wrap=True)
     sys.exit(status)
 
 
@@ -218,9 +217,7 @@ def _print_skipped(result: EncodeResult) -> None:
     if result.skipped:
         err.print(f"[yellow]Skipped {len(result.skipped):,} files:[/yellow]")
         for name, reason in result.skipped[:SHOWN]:
-            err.print(
-                f"  {ascii(name)[1:-1] if not name.isprintable() else escape(name)}: {escape(reason)}", highlight=False
-            )
+            err.print(f"  {_text(name)}: {_text(reason)}", highlight=False, soft_wrap=True)
         if len(result.skipped) > SHOWN:
             err.print(f"  and {len(result.skipped) - SHOWN:,} more; --json lists them all")
 
@@ -268,8 +265,9 @@ def _encode_table(result: EncodeResult) -> Table:
 def _info_table(found: Info) -> Table:
     table = _table(Path(found.path).name)
     table.add_row("samples", f"{found.samples:,}", f"{found.classes:,} classes")
-    if "images" in found.source:
-        table.add_row("of", f"{found.source['images']:,}", f"images, {_bytes(int(found.source.get('bytes', 0)))}")
+    images, size = found.source.get("images"), found.source.get("bytes")
+    if isinstance(images, int) and isinstance(size, int):  # informative, so it may be anything
+        table.add_row("of", f"{images:,}", f"images, {_bytes(size)}")
     table.add_row("images", f"{found.height} x {found.width} x {found.channels}", f"patches of {found.patch}")
     table.add_row("kept patches", f"{found.kept_patches:.1%}", "")
     table.add_row("transform", found.transform, ", ".join(f"{bits} bits: {n:,}" for bits, n in found.bits.items()))
@@ -280,21 +278,21 @@ def _info_table(found: Info) -> Table:
     )
     table.add_section()
     for name, size in sorted(found.members.items(), key=lambda item: -item[1]):
-        table.add_row(escape(name), f"{size:,}", f"{size / found.bytes:.1%}")
+        table.add_row(_text(name), f"{size:,}", f"{size / found.bytes:.1%}")
     table.add_section()
     for name, count in list(found.per_class.items())[:SHOWN]:
-        table.add_row(escape(name), f"{count:,}", "")
+        table.add_row(_text(name), f"{count:,}", "")
     if len(found.per_class) > SHOWN:
         table.add_row("...", f"{len(found.per_class) - SHOWN:,} more classes", "")
     table.add_section()
-    table.add_row("options", "", escape(", ".join(f"{k} {v}" for k, v in found.encode.items())))
-    table.add_row("creator", "", escape(found.creator))
+    table.add_row("options", "", _text(", ".join(f"{k} {v}" for k, v in found.encode.items())))
+    table.add_row("creator", "", _text(found.creator))
     table.add_row("fingerprint", "", found.fingerprint)
     return table
 
 
 def _table(title: str) -> Table:
-    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table = Table(title=_text(title), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(overflow="fold")
@@ -303,16 +301,21 @@ def _table(title: str) -> Table:
 
 def _print_verification(found: Verification) -> None:
     for sentence in found.damage:
-        out.print(f"[red]damaged:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
+        out.print(f"[red]damaged:[/red] {_text(sentence)}", highlight=False, soft_wrap=True)
     for index, reason in found.bad:
-        out.print(f"[red]sample {index}:[/red] {escape(reason)}", highlight=False, soft_wrap=True)
-    path = escape(found.path)
+        out.print(f"[red]sample {index}:[/red] {_text(reason)}", highlight=False, soft_wrap=True)
+    path = _text(found.path)
     if found.ok:
         out.print(f"{path}: {found.samples:,} samples, all good", highlight=False, soft_wrap=True)
     elif found.bad:
         out.print(
             f"{path}: {len(found.bad):,} of {found.samples:,} samples are damaged", highlight=False, soft_wrap=True
         )
+
+
+def _text(value: str) -> str:
+    """Text from files and folders for the terminal: no markup, no control or direction characters."""
+    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in value))
 
 
 def _bytes(count: int) -> str:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,12 +59,13 @@ class DQZFile:
         self._reader: Reader | None = Reader(path)
         self._process = os.getpid()
         self.fingerprint = self._reader.header.fingerprint
+        self._identity = self._reader.identity
 
     @property
     def reader(self) -> Reader:
         if self._reader is None or self._process != os.getpid():
             reader = Reader(self.path)
-            if reader.header.fingerprint != self.fingerprint:
+            if reader.identity != self._identity:
                 reader.close()
                 raise FormatError(f"{self.path}: replaced by another file while it was in use", path=self.path)
             self._reader, self._process = reader, os.getpid()
@@ -100,7 +102,7 @@ class DQZFile:
 
     def mask(self, indices: Sequence[int] | Array) -> Array:
         """bool (n, P): true where a patch is kept, patches in row-major order."""
-        return self.reader.mask(indices)
+        return self.reader.mask([check_index(index, len(self)) for index in indices])
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -145,8 +147,16 @@ class DQZFile:
                 raise reader.error(index, str(error)) from None
         return Kept(np.concatenate(levels), np.repeat(self.scale[wanted], counts), mask)
 
+    def batches(self) -> Iterator[range]:
+        """All indices in batches of at most 256 samples and about 64 MB of pixels."""
+        size = min(256, max(1, (64 << 20) // int(np.prod(self.shape))))
+        return (range(start, min(start + size, len(self))) for start in range(0, len(self), size))
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "fingerprint": self.fingerprint, "_reader": None, "_process": 0}
+        return {**self.__dict__, "_reader": None, "_process": 0}
+
+    def __repr__(self) -> str:
+        return f"DQZFile({str(self.path)!r}, {len(self)} samples, {len(self.classes)} classes, shape={self.shape})"
 
     def close(self) -> None:
         if self._reader is not None:
@@ -166,9 +176,13 @@ def open(path: str | Path) -> DQZFile:
     return DQZFile(path)
 
 
-def check_index(index: int, length: int) -> int:
-    """A sample index in 0..length-1 from one that may be negative; IndexError outside."""
-    index = int(index)
+def check_index(index: Any, length: int) -> int:
+    """A sample index in 0..length-1 from one that may be negative; IndexError outside, TypeError for no integer."""
+    if isinstance(index, bool | np.bool_):
+        raise TypeError("a sample index is an integer, not a bool; np.flatnonzero makes indices of a mask")
+    if isinstance(index, slice | str | list | tuple):
+        raise TypeError(f"a sample index is an integer, not a {type(index).__name__}; images([...]) takes several")
+    index = int(operator.index(index))
     if not -length <= index < length:
-        raise IndexError(f"sample {index} of {length}")
-    return index % length
+        raise IndexError(f"sample {index} of {length}; allowed: {-length} to {length - 1}")
+    return int(index % length)

@@ -21,11 +21,11 @@ from dqcodec import features
 from dqcodec.codec import pixel, quantize
 from dqcodec.container.spec import MAX_PATCHES, MAX_SIDE, Header
 from dqcodec.container.writer import Writer
-from dqcodec.errors import OptionError, SourceError
+from dqcodec.errors import OptionError, OutputError, SourceError
 from dqcodec.parallel import default_workers, ordered_map
 from dqcodec.patches import drop_count, keep_mask, to_patches
 from dqcodec.run import Progress, Run
-from dqcodec.selection import Selection, check_bins, check_keep, select
+from dqcodec.selection import Selection, check_bins, check_keep, check_seed, select
 from dqcodec.sources.folder import Folder, scan
 from dqcodec.sources.images import RESIZES, default_patch, default_size, probe, read, thumbnail
 
@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 PROXY_SIZE = 64  # pixels a side that the proxy looks at; larger images are scaled down
 SCORE_BATCH = 64
+MAX_CLASS_BINS = 1 << 22  # classes x bins
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class EncodeOptions:
             raise OptionError(f"resize: {self.resize!r}; allowed: {', '.join(RESIZES)}")
         if self.patch is not None and not 1 <= self.patch <= MAX_SIDE:
             raise OptionError(f"patch: {self.patch}; allowed: 1 to {MAX_SIDE}")
-        if not 0 <= self.seed < 2**63:
-            raise OptionError(f"seed: {self.seed}; allowed: 0 to 2^63 - 1")
+        check_seed(self.seed)
         features.check(self.features)
 
 
@@ -145,25 +145,26 @@ def encode(
     with run.stage("scan"):
         folder = scan(source, run.progress)
         run.skip_all(folder.skipped)
+    _check_output(folder, Path(output))
+    if options.keep < 1 and options.features.endswith(".npy"):
+        features.from_npy(options.features, len(folder))  # what is wrong with it should be known now
 
     with Writer(output, overwrite) as writer, tempfile.TemporaryFile(dir=Path(output).parent) as scratch:
         with run.stage("read"):
             images = _look(folder, options, run)
             if images.selects or images.drops:
-                images = _read(images, scratch, run)
-        proxy = None
-        if images.needs_proxy:
-            with run.stage("proxy"):
-                proxy = _train(images, torch_device(device), run)
-        selection = None
+                images = _read(images, scratch, writer, run)
+        proxy = selection = masks = None
         if images.selects:
+            if images.options.features == "proxy":
+                proxy = _train(images, device, run)
             with run.stage("features"):
-                features = _features(images, proxy, device, run)
+                rows = _features(images, proxy, device, run)
             with run.stage("bins"):
-                selection = _select(images, features, run)
+                selection = _select(images, rows, run)
         kept = np.arange(len(images)) if selection is None else selection.kept
-        masks = None
-        if images.drops and proxy is not None:
+        if images.drops:
+            proxy = proxy or _train(images, device, run)
             with run.stage("patch scores"):
                 masks = _masks(images, proxy, kept, run)
         with run.stage("pack"):
@@ -235,7 +236,7 @@ def _look(folder: Folder, options: EncodeOptions, run: Run) -> _Images:
     """Read all headers; what they say decides size, patch and channels."""
     usable, probes = [], []
     names = folder.names
-    look = attempt(lambda index: probe(partial(folder.open, index), names[index]))
+    look = _attempt(lambda index: probe(partial(folder.open, index), names[index]))
     for index, found in enumerate(ordered_map(look, range(len(folder)), run.workers)):
         if isinstance(found, SourceError):
             run.skip(found)
@@ -246,13 +247,15 @@ def _look(folder: Folder, options: EncodeOptions, run: Run) -> _Images:
     _check_any(folder, len(usable), run)
     empty = np.flatnonzero(np.bincount(folder.labels[usable], minlength=len(folder.classes)) == 0)
     if empty.size:
-        run.notes.append(f"{_classes(folder, empty)} without any image; kept in the list of classes")
+        run.notes.append(f"no image in {_classes(folder, empty)}; the list of classes has it all the same")
 
     size = options.size or default_size(probes)
     patch = options.patch or default_patch(size)
     if size % patch:
         divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
         raise OptionError(f"patch: {patch} does not divide the size {size}; allowed here: {divisors}")
+    if options.keep < 1 and len(folder.classes) * options.bins > MAX_CLASS_BINS:
+        raise OptionError(f"bins: {options.bins} for {len(folder.classes)} classes; allowed: {MAX_CLASS_BINS} together")
     patches = (size // patch) ** 2
     if patches > MAX_PATCHES:
         raise OptionError(f"patch: {patch} makes {patches} patches; allowed: {MAX_PATCHES}")
@@ -264,12 +267,12 @@ def _look(folder: Folder, options: EncodeOptions, run: Run) -> _Images:
     small = sum(min(found.width, found.height) < size for found in probes)
     if small:
         counts = f"{small:,} of {len(probes):,} images are smaller than {size} pixels"
-        run.notes.append(f"{counts} and were enlarged; --size sets another")
+        run.notes.append(f"{counts} and were enlarged; choose a smaller --size to avoid that")
     channels = max(found.channels for found in probes)
     return _Images(folder, np.array(usable), replace(options, size=size, patch=patch), size, patch, channels)
 
 
-def _read(images: _Images, scratch: IO[bytes], run: Run) -> _Images:
+def _read(images: _Images, scratch: IO[bytes], writer: Writer, run: Run) -> _Images:
     """Decode every image once, so that the selection is made among whole images only; keep what the proxy needs.
 
     The thumbnails lie in `scratch`, which vanishes with the process.
@@ -281,29 +284,37 @@ def _read(images: _Images, scratch: IO[bytes], run: Run) -> _Images:
         return thumbnail(pixels, size).tobytes() if images.needs_proxy else b""
 
     left = []
-    for done, thumb in enumerate(ordered_map(attempt(shrink), images.usable.tolist(), run.workers)):
+    for done, thumb in enumerate(ordered_map(_attempt(shrink), images.usable.tolist(), run.workers)):
         if isinstance(thumb, SourceError):
             run.skip(thumb)
         else:
-            scratch.write(thumb)
+            try:
+                scratch.write(thumb)
+            except OSError as error:
+                raise writer.failed(error) from error
             left.append(images.usable[done])
         run.progress("read", done + 1, len(images))
     _check_any(images.folder, len(left), run)
-    scratch.flush()
+    try:
+        scratch.flush()
+    except OSError as error:
+        raise writer.failed(error) from error
     shape = (len(left), size, size, images.channels)
     thumbs = np.memmap(scratch, np.uint8, "r", shape=shape) if images.needs_proxy else None
     return replace(images, usable=np.array(left), thumbs=thumbs)
 
 
-def _train(images: _Images, device: torch.device, run: Run) -> Proxy:
+def _train(images: _Images, device: str, run: Run) -> Proxy:
+    place = torch_device(device)
     from dqcodec.models.proxy import train
 
     if images.thumbs is None:
         raise ValueError("the proxy needs thumbnails")
     if len(np.unique(images.labels)) == 1:
         run.notes.append("all images are of one class, so the proxy classifier has nothing to learn from")
-    classes = len(images.folder.classes)
-    return train(images.thumbs, images.labels, classes, device, images.options.seed, run.progress)
+    with run.stage("proxy"):
+        classes = len(images.folder.classes)
+        return train(images.thumbs, images.labels, classes, place, images.options.seed, run.progress)
 
 
 def _features(images: _Images, proxy: Proxy | None, device: str, run: Run) -> Array:
@@ -325,7 +336,7 @@ def _select(images: _Images, found: Array, run: Run) -> Selection:
     after = np.bincount(images.labels[selection.kept], minlength=count)
     lost = np.flatnonzero((before > 0) & (after == 0))
     if lost.size:
-        run.notes.append(f"{_classes(folder, lost)} so small that no image is kept; a larger --keep keeps some")
+        run.notes.append(f"no image is kept of {_classes(folder, lost)}: so small is it; a larger --keep keeps some")
     return selection
 
 
@@ -357,7 +368,7 @@ def _pack(images: _Images, kept: Array, masks: Array | None, writer: Writer, run
         return pixel.encode(levels, bits), scale
 
     written, scales = [], []
-    for position, packed in enumerate(ordered_map(attempt(pack), range(len(chosen)), run.workers)):
+    for position, packed in enumerate(ordered_map(_attempt(pack), range(len(chosen)), run.workers)):
         if isinstance(packed, SourceError):
             run.skip(packed)
         else:
@@ -398,14 +409,14 @@ def _header(images: _Images, run: Run) -> Header:
     options = images.options
     about = {
         "source": {"images": len(images), "bytes": images.bytes, "skipped": len(run.skipped)},
-        "encode": {**asdict(options), "features": Path(options.features).name},
+        "encode": {**asdict(options), "features": Path(options.features).name if images.selects else None},
         "creator": f"dqcodec {__version__}, Pillow {pillow}",
     }
     size = images.size
     return Header(0, size, size, images.channels, images.patch, 1, images.folder.classes, extra=about)
 
 
-def attempt(function: Callable[[int], T]) -> Callable[[int], T | SourceError]:
+def _attempt(function: Callable[[int], T]) -> Callable[[int], T | SourceError]:
     """The function with a SourceError as a result instead of an exception, so that others go on."""
 
     def tried(index: int) -> T | SourceError:
@@ -420,13 +431,19 @@ def attempt(function: Callable[[int], T]) -> Callable[[int], T | SourceError]:
 def _check_any(folder: Folder, usable: int, run: Run) -> None:
     if not usable:
         first = "; the first: {}: {}".format(*run.skipped[0]) if run.skipped else ""
-        message = f"{folder.root} has no usable image; {len(run.skipped)} files were skipped{first}"
+        message = f"{folder.root} has no usable image; skipped files: {len(run.skipped)}{first}"
         raise SourceError(message, path=folder.root)
+
+
+def _check_output(folder: Folder, output: Path) -> None:
+    """An output among the images might replace one, and would be taken for one in the next run."""
+    if folder.root.resolve() in output.resolve().parents:
+        raise OutputError(f"{output} is inside the source folder {folder.root}; choose a place outside", path=output)
 
 
 def _classes(folder: Folder, labels: Array) -> str:
     names = ", ".join(folder.classes[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
-    return f"{len(labels)} class{'es are' if len(labels) > 1 else ' is'} ({names})"
+    return f"{len(labels)} class{'es' if len(labels) > 1 else ''} ({names})"
 
 
 def torch_device(name: str) -> torch.device:
@@ -441,9 +458,9 @@ def torch_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("not a kind of device that is used here")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:120]
-        message = f"device: {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:N, mps"
-        raise OptionError(message) from None
+        raise OptionError(f"device: {name!r} is not to be had here; allowed: auto, cpu, cuda, cuda:N, mps") from error
     return device

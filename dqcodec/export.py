@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from dqcodec.decode import DQZFile
 from dqcodec.errors import OutputError
 from dqcodec.parallel import default_workers, ordered_map
 from dqcodec.run import Progress
-
-BATCH = 64
 
 
 def export(path: str | Path, folder: str | Path, fill: str = "mean", progress: Progress | None = None) -> int:
@@ -31,18 +27,17 @@ def export(path: str | Path, folder: str | Path, fill: str = "mean", progress: P
             raise OutputError(f"{folder} exists and is not an empty folder; choose another name", path=folder)
         digits = len(str(len(file) - 1))
 
-        def write(start: int) -> int:
-            batch = np.arange(start, min(start + BATCH, len(file)))
+        def write(batch: range) -> int:
             for index, pixels in zip(batch, file.images(batch, fill), strict=True):
                 name = file.classes[file.label[index]]
                 flat = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
                 Image.fromarray(flat).save(folder / name / f"{index:0{digits}d}.png")
-            return int(batch[-1]) + 1
+            return batch.stop
 
         try:
             for name in file.classes:
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            for done in ordered_map(write, range(0, len(file), BATCH), default_workers()):
+            for done in ordered_map(write, file.batches(), default_workers()):
                 if progress:
                     progress("export", done, len(file))
         except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,12 +39,15 @@ def from_npy(path: str, rows: int) -> Array:
     """The rows of a .npy file, memory-mapped; OptionError where it is not `rows` rows of numbers."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise OptionError(f"features: {path}: {error}") from None
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a .npy file of numbers"
+        raise OptionError(f"features: {path}: {reason}") from None
+    if not isinstance(array, np.ndarray):
+        raise OptionError(f"features: {path} is an archive; expected one array")
     if array.ndim != 2 or len(array) != rows or array.dtype.kind not in "fiu":
         raise OptionError(
-            f"features: {path} holds {array.dtype} {array.shape}; expected {rows} rows of numbers, one a file of the "
-            "source in source order (classes by name, files by name)"
+            f"features: {path} holds {array.dtype} {array.shape}; expected {rows} rows of numbers, one for each "
+            "file in the class folders, in the order of dqcodec.sources.folder.scan(SOURCE).names"
         )
     return np.asarray(array)
 

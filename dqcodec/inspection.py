@@ -12,8 +12,6 @@ from dqcodec.decode import DQZFile
 from dqcodec.errors import DQZError
 from dqcodec.run import Progress
 
-BATCH = 256
-
 
 @dataclass(frozen=True)
 class Info:
@@ -99,8 +97,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
         return Verification(str(path), 0, (), (str(error),))
     with file:
         bad: list[tuple[int, str]] = []
-        for start in range(0, len(file), BATCH):
-            batch = range(start, min(start + BATCH, len(file)))
+        for batch in file.batches():
             try:
                 file.kept(batch)
             except DQZError:

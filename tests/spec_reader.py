@@ -214,6 +214,9 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         bins, size, taken = (columns[name] for name in BINS)
         require(size.shape == taken.shape and size.shape[1] <= 65536, "bad number of bins")
         require(int(bins.max()) < size.shape[1] and not (taken > size).any(), "bins out of range")
+        found = np.zeros(taken.shape, np.int64)
+        np.add.at(found, (columns["label"], bins), 1)
+        require(bool((found == taken).all()), "bins/taken does not count the samples of the file")
     return columns
 
 

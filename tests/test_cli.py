@@ -58,7 +58,7 @@ def test_encode_as_json_with_skips(tmp_path):
         (["--bits", "9"], "Error: --bits: 9; allowed: 2 to 8"),
         (["--patch", "5"], "Error: --patch: 5 does not divide the size 24; allowed here: 1, 2, 3"),
         (["--features", "magic"], "Error: --features: 'magic'; allowed: proxy"),
-        (["--device", "toaster"], "Error: --device: 'toaster' cannot be used"),
+        (["--device", "toaster"], "Error: --device: 'toaster' is not to be had here"),
     ],
 )
 def test_wrong_values(photo_folder, tmp_path, arguments, message):
@@ -123,7 +123,8 @@ def test_verify_what_is_no_file(tmp_path):
     assert "too few for a .dqz file" in done.stdout
     missing = run("verify", tmp_path / "y.dqz")
     assert missing.returncode == 1
-    assert "no such file" in missing.stderr
+    assert missing.stderr == f"Error: {tmp_path / 'y.dqz'}: No such file or directory\n"
+    assert "not a regular file" in run("verify", tmp_path).stdout
     folder = run("info", tmp_path)
     assert folder.returncode == 1
     assert folder.stderr == f"Error: {tmp_path}: not a regular file\n"
@@ -171,3 +172,37 @@ def test_a_damaged_file_exports_nothing_false(golden_copy, tmp_path):
     assert done.returncode == 1
     assert "sample 0" in done.stderr or "local header" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_names_are_printed_harmlessly(tmp_path):
+    """Markup, control and direction characters in names of files and in the header of a forged file."""
+    folder = tmp_path / "src" / "a["
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "1.png")
+    (folder / "red]\n\x1b[31m[bold]\u202e.jpg").write_bytes(b"x")
+    done = run("encode", tmp_path / "src", tmp_path / "x.dqz", "--keep", 1, "--drop", 0)
+    assert done.returncode == 0
+    assert "a[/red]\\n\\x1b[31m[bold]\\u202e.jpg: not an image" in done.stderr
+    strict = run("encode", tmp_path / "src", tmp_path / "y.dqz", "--keep", 1, "--drop", 0, "--strict")
+    assert strict.returncode == 1
+    assert "\x1b" not in done.stderr + strict.stderr
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"source": {"images": "x", "bytes": None}},
+        {"source": [1]},
+        {"creator": "\ud800\x1b[31m", "encode": {"a": {"b": ["[/c]"]}}},
+        {"creator": 5, "encode": "all"},
+    ],
+)
+def test_info_of_odd_informative_entries(golden_copy, rebuild, entries):
+    with dqcodec.open(golden_copy) as file:
+        root = json.loads(b"".join(file.reader.blocks("zarr.json")))
+    root["attributes"]["dqz"].update(entries)
+    path = rebuild(golden_copy, {"zarr.json": json.dumps(root).encode()})
+    done = run("info", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert json.loads(run("info", path, "--json").stdout)["samples"] == 21

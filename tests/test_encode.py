@@ -106,7 +106,7 @@ def test_unusable_files_are_skipped_and_named(tmp_path, options):
     result = encode(tmp_path / "src", tmp_path / "x.dqz", options)
     assert {name for name, _ in result.skipped} == bad
     assert all(reason for _, reason in result.skipped)
-    assert any("empty" in note and "without any image" in note for note in result.notes)
+    assert any(note.startswith("no image in 1 class (empty)") for note in result.notes)
     assert result.images == 12 + (options.keep == 1)  # a cut file is noticed when its pixels are read
     assert result.kept == (12 if options.keep == 1 else 6)
     with dqcodec.open(tmp_path / "x.dqz") as file:
@@ -131,10 +131,10 @@ def test_strict_stops_and_leaves_nothing(tmp_path):
 
 def test_nothing_usable(tmp_path):
     (tmp_path / "src" / "a").mkdir(parents=True)
-    with pytest.raises(SourceError, match="has no usable image; 0 files were skipped"):
+    with pytest.raises(SourceError, match="has no usable image; skipped files: 0"):
         encode(tmp_path / "src", tmp_path / "x.dqz")
     (tmp_path / "src" / "a" / "x.png").write_bytes(b"junk")
-    with pytest.raises(SourceError, match=r"1 files were skipped; the first: a/x\.png: not an image"):
+    with pytest.raises(SourceError, match=r"skipped files: 1; the first: a/x\.png: not an image"):
         encode(tmp_path / "src", tmp_path / "x.dqz")
 
 
@@ -144,7 +144,7 @@ def test_one_image_a_class(tmp_path):
     assert encode(tmp_path / "src", tmp_path / "all.dqz", ALL).kept == 4
     result = encode(tmp_path / "src", tmp_path / "some.dqz", EncodeOptions(keep=0.5))
     assert result.kept == 2
-    assert any("2 classes are (class 2, class 3) so small that no image is kept" in note for note in result.notes)
+    assert any("no image is kept of 2 classes (class 2, class 3)" in note for note in result.notes)
 
 
 def test_one_image_in_all(tmp_path):
@@ -169,7 +169,8 @@ def test_the_size_follows_the_data_and_enlarging_is_said(tmp_path):
         save(tmp_path / "src" / "a" / f"{k}.png", synthetic(k, side, side + 20, 3))
     result = encode(tmp_path / "src", tmp_path / "x.dqz", ALL)
     assert (result.options.size, result.options.patch) == (96, 8)
-    assert result.notes == ("1 of 3 images are smaller than 96 pixels and were enlarged; --size sets another",)
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith("1 of 3 images are smaller than 96 pixels and were enlarged")
     assert encode(tmp_path / "src", tmp_path / "y.dqz", EncodeOptions(keep=1, drop=0, size=64)).notes == ()
 
 
@@ -202,8 +203,15 @@ def test_features_of_the_wrong_shape(photo_folder, tmp_path):
     with pytest.raises(OptionError, match=r"missing\.npy"):
         encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / "missing.npy"), drop=0))
     np.save(tmp_path / "f.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(OptionError, match="f.npy"):
-        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / "f.npy"), drop=0))
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + b"(" * 118)
+    for name in ("f.npy", "empty.npy", "header.npy"):
+        with pytest.raises(OptionError, match=f"{name}: not a .npy file of numbers"):
+            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / name), drop=0))
+    with open(tmp_path / "z.npy", "wb") as file:
+        np.savez(file, a=np.zeros((21, 2)))
+    with pytest.raises(OptionError, match="is an archive; expected one array"):
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / "z.npy")))
 
 
 def test_features_of_a_timm_model(photo_folder, tmp_path):
@@ -270,8 +278,8 @@ def test_wrong_options(photo_folder, tmp_path, options, message):
 
 
 def test_wrong_devices_and_workers(photo_folder, tmp_path):
-    for device in ("gpu", "cuda:99", "xla"):
-        with pytest.raises(OptionError, match=rf"device: '{device}' cannot be used .*; allowed: auto, cpu, cuda"):
+    for device in ("gpu", "cuda:99", "xla", "meta"):
+        with pytest.raises(OptionError, match=f"device: '{device}' is not to be had here; allowed: auto, cpu, cuda"):
             encode(photo_folder, tmp_path / "x.dqz", device=device)
     with pytest.raises(OptionError, match="workers: 0; allowed: at least 1"):
         encode(photo_folder, tmp_path / "x.dqz", workers=0)
@@ -352,3 +360,51 @@ def test_images_that_vanish_while_encoding(tmp_path):
         assert file.source_index.tolist() == [1, 3, 5, 7]
         assert file.reader.columns["bins/taken"].sum() == 4
     assert os.path.getsize(tmp_path / "x.dqz") == result.bytes_out
+
+
+@pytest.mark.parametrize("side", [1, 4])
+@pytest.mark.parametrize("options", [EncodeOptions(), EncodeOptions(keep=1)])
+def test_one_tiny_image(tmp_path, side, options):
+    save(tmp_path / "src" / "only" / "x.png", synthetic(0, side, side, 3))
+    assert encode(tmp_path / "src", tmp_path / "x.dqz", options).kept == 1
+    assert verify(tmp_path / "x.dqz").ok
+
+
+def test_the_output_is_never_inside_the_source(photo_folder):
+    before = {path: path.read_bytes() for path in photo_folder.rglob("*.png")}
+    for output in (photo_folder / "x.dqz", photo_folder / "a cat" / "00.png"):
+        with pytest.raises(OutputError, match="is inside the source folder"):
+            encode(photo_folder, output, ALL, overwrite=True)
+    assert {path: path.read_bytes() for path in photo_folder.rglob("*") if path.is_file()} == before
+
+
+def test_outputs_that_are_no_plain_files(photo_folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="not a regular file"):
+        encode(photo_folder, tmp_path / "pipe", ALL, overwrite=True)
+    with pytest.raises(OutputError, match="not a regular file"):
+        encode(photo_folder, "/dev/null", ALL, overwrite=True)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.dqz").symlink_to(tmp_path / "real" / "x.dqz")
+    encode(photo_folder, tmp_path / "link.dqz", ALL)
+    assert (tmp_path / "link.dqz").is_symlink()
+    assert verify(tmp_path / "real" / "x.dqz").ok
+    with pytest.raises(OutputError, match="exists"):
+        encode(photo_folder, tmp_path / "link.dqz", ALL)
+    long = "n" * 245 + ".dqz"
+    assert encode(photo_folder, tmp_path / long, ALL).kept == 21
+
+
+def test_too_many_bins_for_the_classes_are_refused_at_once(tmp_path):
+    for k in range(100):
+        save(tmp_path / "src" / str(k) / "x.png", synthetic(k, 8, 8, 3))
+    with pytest.raises(OptionError, match="bins: 65536 for 100 classes; allowed: 4194304 together"):
+        encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(bins=65536))
+
+
+def test_wrong_features_are_known_before_any_work(photo_folder, tmp_path):
+    seen = []
+    with pytest.raises(OptionError, match=r"nope\.npy: No such file"):
+        options = EncodeOptions(features=str(tmp_path / "nope.npy"))
+        encode(photo_folder, tmp_path / "x.dqz", options, progress=lambda stage, *_: seen.append(stage))
+    assert set(seen) <= {"scan"}

@@ -110,7 +110,7 @@ def _pack(values: Array, bits: int) -> bytes:
 
 
 def _unpack(planes: bytes, count: int, bits: int) -> Array:
-    packed = np.frombuffer(planes, np.uint8).reshape(bits, -1)
-    ones = np.unpackbits(packed, axis=1, count=count, bitorder="little")
-    values: Array = np.bitwise_or.reduce(ones << np.arange(bits, dtype=np.uint8)[:, None], axis=0)
+    values = np.zeros(count, np.uint8)
+    for bit, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(bits, -1)):
+        values |= np.unpackbits(plane, count=count, bitorder="little") << np.uint8(bit)
     return values

@@ -46,6 +46,7 @@ class Reader:
     """An open .dqz.
 
         header    the checked header
+        identity  a digest of the directory: places, sizes and CRC-32 of all members
         columns   arrays by name; `label`, `bits`, `scale`, `length` and `checksum` are always there
         offsets   int64 (N + 1,), where each sample starts in the payload, and its end
 
@@ -68,6 +69,7 @@ class Reader:
         self.close = weakref.finalize(self, os.close, self._descriptor)  # also when nobody calls it
         self.size = os.fstat(self._descriptor).st_size
         self.members = read_directory(self._descriptor, self.size)
+        self.identity = hashlib.sha256(repr(sorted(self.members.items())).encode()).hexdigest()
         self.header: Header = spec.parse_header(self._member(spec.ROOT, spec.MAX_ROOT))
         payload = self._check_payload()
         if self.header.samples > payload.size:
@@ -91,6 +93,10 @@ class Reader:
         """Values that index something must be inside it."""
         header, columns = self.header, self.columns
         self._below("label", 0, len(header.classes))
+        self._below("bits", 2, 9)
+        spans = np.diff(self.offsets[:: header.checksum_group], append=self.offsets[-1:])
+        if header.checksum_group > 1 and int(spans.max()) > spec.MAX_GROUP:
+            raise FormatError(f"checksum: {spans.max()} bytes share one; allowed: {spec.MAX_GROUP}", member="checksum")
         if "mask" in columns:
             mask, used = columns["mask"], header.patches % 8
             bad = np.flatnonzero(~mask.any(1) | ((mask[:, -1] >> used > 0) if used else False))
@@ -104,14 +110,18 @@ class Reader:
             raise FormatError("bin, bins/size and bins/taken come together or not at all", member="bins")
         if "bin" in columns:
             group = spec.parse_json(self._member("bins/zarr.json", spec.MAX_ARRAY_JSON), "bins/zarr.json")
-            if group.get("zarr_format") != 3 or group.get("node_type") != "group" or group.get("attributes"):
+            if not spec.is_group(group) or group.get("attributes", {}) != {}:
                 raise FormatError("bins/zarr.json: not a Zarr v3 group without attributes", member="bins")
             shape = columns["bins/size"].shape
             if shape != columns["bins/taken"].shape or shape[0] != len(header.classes) or shape[1] > spec.MAX_BINS:
                 raise FormatError(f"bins/size: shape {shape} does not fit {len(header.classes)} classes", member="bins")
             self._below("bin", 0, shape[1])
-            if (columns["bins/taken"] > columns["bins/size"]).any():
-                raise FormatError("bins/taken: more samples than bins/size has", member="bins/taken")
+            taken = np.zeros(shape, np.int64)
+            np.add.at(taken, (columns["label"], columns["bin"]), 1)
+            if (columns["bins/taken"] != taken).any() or (taken > columns["bins/size"]).any():
+                raise FormatError(
+                    "bins/taken: not the samples of the file, or more than bins/size", member="bins/taken"
+                )
 
     def _below(self, name: str, low: int, high: int | None) -> None:
         column = self.columns[name]
@@ -154,7 +164,7 @@ class Reader:
             raise FormatError(f"{name}: the member {chunk} is missing", member=name)
         stored = self.members[chunk].size
         limit = min(_MAX_INFLATE_RATIO * stored, self._allowance) if compressed else stored
-        if size > limit:
+        if size > limit or (stored > size + size // 1000 + 1024 if compressed else stored != size):
             raise FormatError(f"{name}: {size} bytes cannot come from {stored} stored ones", member=name)
         self._allowance -= size
         data = self._member(chunk, stored)
@@ -183,22 +193,36 @@ class Reader:
 
     def read(self, indices: Sequence[int] | Array) -> list[bytes]:
         """The coded bytes of samples, each after the checksum of its group; ChecksumError names file and sample."""
-        group, checksums = self.header.checksum_group, self.columns["checksum"]
+        self._check_open()
+        group = self.header.checksum_group
         result = []
+        last, start, data = -1, 0, b""
         for index in map(int, indices):
-            g = index // group
-            first, last = g * group, min((g + 1) * group, len(self))
-            start, end = int(self.offsets[first]), int(self.offsets[last])
-            data = _pread(self._descriptor, end - start, self._payload.start + start)
-            found, expected = zlib.crc32(data), int(checksums[g])
-            if found != expected:
-                raise self.error(
-                    index,
-                    f"payload bytes {start} to {end - 1}: checksum {found:#010x}, expected {expected:#010x}",
-                    ChecksumError,
-                )
+            if index // group != last:
+                start, data = self._read_group(index)
+                last = index // group
             result.append(data[int(self.offsets[index]) - start : int(self.offsets[index + 1]) - start])
         return result
+
+    def _read_group(self, index: int) -> tuple[int, bytes]:
+        """Start and bytes of the group of samples that share a checksum with sample `index`, after that checksum."""
+        group = self.header.checksum_group
+        first = index // group * group
+        start, end = int(self.offsets[first]), int(self.offsets[min(first + group, len(self))])
+        place = f"payload bytes {start} to {end - 1}"
+        try:
+            data = _pread(self._descriptor, end - start, self._payload.start + start)
+        except TruncatedError as error:
+            raise self.error(index, f"{place}: {error}", TruncatedError) from None
+        found, expected = zlib.crc32(data), int(self.columns["checksum"][index // group])
+        if found != expected:
+            reason = f"{place}: checksum {found:#010x}, expected {expected:#010x}"
+            raise self.error(index, reason, ChecksumError)
+        return start, data
+
+    def _check_open(self) -> None:
+        if not self.close.alive:
+            raise ValueError(f"{self.path} is closed")
 
     def error(self, index: int, reason: str, kind: type[FormatError] = FormatError) -> FormatError:
         """An error that names file and sample."""
@@ -207,6 +231,7 @@ class Reader:
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """A member's bytes in blocks, unchecked."""
+        self._check_open()
         member = self.members[name]
         for start in range(0, member.size, _BLOCK):
             yield _pread(self._descriptor, min(_BLOCK, member.size - start), member.start + start)
@@ -253,12 +278,14 @@ def read_directory(file: int, size: int) -> dict[str, Member]:
     Stricter than ZIP: no archive comment, at most MAX_MEMBERS, all stored, no name twice, local headers equal to the
     directory, and the members tile the file from its first byte to the directory: nothing overlaps, nothing hides.
     """
-    directory = _find_directory(file, size)
+    directory, count = _find_directory(file, size)
     try:
         with open(file, "rb", closefd=False) as stream:
             infos = zipfile.ZipFile(stream).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
         raise FormatError(f"not a .dqz file: {error}") from None
+    if len(infos) != count:
+        raise FormatError(f"the directory has {len(infos)} members and states {count}")
     members: dict[str, Member] = {}
     position = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
@@ -267,9 +294,9 @@ def read_directory(file: int, size: int) -> dict[str, Member]:
             raise FormatError(f"the member {name[:80]!r} occurs twice", member=name)
         if info.header_offset != position:
             raise FormatError(f"the member {name[:80]!r} does not start where the last one ends", member=name)
-        if not _PLAIN_MEMBER.fullmatch(name):
+        if not _PLAIN_MEMBER.fullmatch(name) or info.orig_filename != name:
             raise FormatError(f"the member name {name[:80]!r} is not allowed", member=name)
-        if info.comment or info.volume or not _only_zip64(info.extra):
+        if info.comment or info.volume or not _only_zip64(info):
             raise FormatError(
                 f"the member {name[:80]!r} has a comment, another disk or an unknown extra field", member=name
             )
@@ -285,8 +312,8 @@ def read_directory(file: int, size: int) -> dict[str, Member]:
     return members
 
 
-def _find_directory(file: int, size: int) -> int:
-    """Where the central directory starts, after checking its size and count against the limits."""
+def _find_directory(file: int, size: int) -> tuple[int, int]:
+    """Where the central directory starts and how many members it has, after checking both against the limits."""
     if size < 22:
         raise TruncatedError(f"{size} bytes are too few for a .dqz file; it may be cut off")
     tail = _pread(file, min(size, 98), size - min(size, 98))
@@ -312,7 +339,7 @@ def _find_directory(file: int, size: int) -> int:
         raise FormatError(f"a directory of {count} members and {length} bytes; allowed: {spec.MAX_MEMBERS} members")
     if start + length + tail_size != size:
         raise FormatError(f"the directory states bytes {start} to {start + length}, the file has {size}")
-    return int(start)
+    return int(start), int(count)
 
 
 def _check_local(file: int, info: zipfile.ZipInfo, position: int, directory: int) -> int:
@@ -337,9 +364,12 @@ def _check_local(file: int, info: zipfile.ZipInfo, position: int, directory: int
     return length
 
 
-def _only_zip64(extra: bytes) -> bool:
-    """Whether the extra field of a directory entry is empty or the ZIP64 one."""
-    return not extra or (extra[:2] == b"\1\0" and len(extra) == 4 + int.from_bytes(extra[2:4], "little"))
+def _only_zip64(info: zipfile.ZipInfo) -> bool:
+    """Whether the extra field of a directory entry is empty, or the ZIP64 one with as many values as may need it."""
+    if not info.extra:
+        return True
+    large = sum(value > zipfile.ZIP64_LIMIT for value in (info.file_size, info.compress_size, info.header_offset))
+    return large > 0 and info.extra[:4] == struct.pack("<HH", 1, 8 * large) and len(info.extra) == 4 + 8 * large
 
 
 def _pread(file: int, size: int, start: int) -> bytes:

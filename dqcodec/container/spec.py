@@ -36,6 +36,8 @@ MAX_PATCHES = 1 << 16  # patches of one image
 MAX_SAMPLES = 1 << 31
 MAX_CLASSES = 1 << 20
 MAX_BINS = 1 << 16
+MAX_GROUP = 1 << 20  # bytes of several samples that share one checksum
+MAX_DEPTH = 64  # nesting of JSON
 MAX_NAME = 255  # bytes of a class name in UTF-8
 
 
@@ -141,13 +143,13 @@ class Header:
             **self.extra,
         }
         root = {"zarr_format": 3, "node_type": "group", "attributes": {"dqz": dqz, "user": dict(self.user)}}
-        return json.dumps(root, indent=1, allow_nan=False).encode()
+        return json.dumps(root, indent=1, allow_nan=False, ensure_ascii=False).encode()
 
 
 def parse_header(data: bytes) -> Header:
     """The header from the bytes of the root `zarr.json`; FormatError or UnsupportedFeatureError where it is unfit."""
     root = parse_json(data, ROOT)
-    if root.get("zarr_format") != 3 or root.get("node_type") != "group":
+    if not is_group(root):
         raise FormatError("zarr.json: not a Zarr v3 group", member=ROOT)
     attributes = _typed(root, "attributes", dict)
     dqz = dict(_typed(attributes, "dqz", dict))
@@ -256,8 +258,9 @@ def parse_array_json(data: bytes, member: str) -> tuple[tuple[int, ...], str, bo
         raise FormatError(f"{member}: data_type {str(dtype)[:80]!r}; allowed: uint8, uint16, uint32", member=member)
     for compressed in (False, True):
         expected = json.loads(array_json(tuple(shape), dtype, compressed))
-        same = all(value.get(key) == expected[key] for key in expected if key not in ("codecs", "attributes"))
-        if same and _same_codecs(value.get("codecs"), expected["codecs"]) and not value.get("storage_transformers"):
+        same = all(_same(value.get(key), expected[key]) for key in expected if key not in ("codecs", "attributes"))
+        plain = value.get("storage_transformers", []) == []
+        if same and plain and _same_codecs(value.get("codecs"), expected["codecs"]):
             return tuple(shape), dtype, compressed
     message = f"{member}: not an array of one little-endian chunk with the codecs bytes or bytes, gzip"
     raise FormatError(message, member=member)
@@ -270,9 +273,19 @@ def _same_codecs(found: Any, expected: list[dict[str, Any]]) -> bool:
     found = [dict(codec) for codec in found]
     if found and "configuration" not in expected[0] and found[0].get("configuration") == {"endian": "little"}:
         del found[0]["configuration"]
-    if len(found) == 2 and found[1].get("configuration") in [{"level": level} for level in range(10)]:
+    if len(found) == 2 and any(_same(found[1].get("configuration"), {"level": level}) for level in range(10)):
         found[1]["configuration"] = {"level": 9}
-    return bool(found == expected)
+    return _same(found, expected)
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Equality of JSON values, where 1, 1.0 and true differ."""
+    return json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
+
+
+def is_group(value: Mapping[str, Any]) -> bool:
+    """Whether a `zarr.json` is that of a Zarr v3 group."""
+    return _same(value.get("zarr_format"), 3) and value.get("node_type") == "group"
 
 
 def parse_json(data: bytes, member: str) -> dict[str, Any]:
@@ -287,13 +300,28 @@ def parse_json(data: bytes, member: str) -> dict[str, Any]:
             raise ValueError("a key occurs twice")
         return value
 
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(f"{text} is out of range")
+        return number
+
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
+        _check_depth(value, MAX_DEPTH)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{member}: not valid JSON ({error})", member=member) from None
     if not isinstance(value, dict):
         raise FormatError(f"{member}: not a JSON object", member=member)
     return value
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if isinstance(value, dict | list):
+        if not left:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
 
 
 def _check_version(version: str) -> None:

@@ -37,18 +37,18 @@ class Writer:
     """
 
     def __init__(self, path: str | Path, overwrite: bool = False) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.realpath(path))  # a link stays, what it leads to is written
         self.overwrite = overwrite
         self.lengths: list[int] = []
         self._check_target()
-        name = f".{self.path.name}.{secrets.token_hex(4)}.part"
+        name = f".{self.path.name[:48]}.{secrets.token_hex(4)}.part"
         self._temporary = self.path.with_name(name)
         self._hashes: dict[str, bytes] = {}
         self._payload_hash = hashlib.sha256()
         try:
             self._file = open(self._temporary, "x+b")  # noqa: SIM115 - closed by close()
         except OSError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
         self._payload: IO[bytes] = self._zip.open(_info(f"{spec.PAYLOAD}/c/0"), "w", force_zip64=True)
         self._payload_start = self._file.tell()
@@ -60,7 +60,7 @@ class Writer:
         try:
             self._payload.write(payload)
         except OSError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
         self._payload_hash.update(payload)
         self.lengths.append(len(payload))
 
@@ -75,7 +75,7 @@ class Writer:
         try:
             self._payload.close()
             self._hashes[f"{spec.PAYLOAD}/c/0"] = self._payload_hash.digest()
-            group = max(1, int(np.ceil(4 / CHECKSUM_SHARE * len(self.lengths) / sum(self.lengths))))
+            group = self._group()
             header = replace(header, samples=len(self.lengths), checksum_group=group)
             everything = {
                 "length": np.asarray(self.lengths),
@@ -88,20 +88,38 @@ class Writer:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            self._check_target()
-            os.replace(self._temporary, self.path)
+            self._put_in_place()
             _sync_folder(self.path.parent)
         except OSError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
         return header
 
+    def _group(self) -> int:
+        """How many samples share a checksum, so that it costs CHECKSUM_SHARE; one where some are too long for that."""
+        group = max(1, int(np.ceil(4 / CHECKSUM_SHARE * len(self.lengths) / sum(self.lengths))))
+        spans = np.add.reduceat(np.asarray(self.lengths), np.arange(0, len(self.lengths), group))
+        return group if int(spans.max()) <= spec.MAX_GROUP else 1
+
     def _check_target(self) -> None:
-        if self.path.is_dir():
-            raise OutputError(f"{self.path} is a folder; give the name of a file", path=self.path)
+        if self.path.exists() and not self.path.is_file():
+            what = "a folder" if self.path.is_dir() else "not a regular file"
+            raise OutputError(f"{self.path} is {what}; give the name of a file", path=self.path)
         if self.path.exists() and not self.overwrite:
             raise OutputError(f"{self.path} exists; choose another name or add --overwrite", path=self.path)
         if not self.path.parent.is_dir():
             raise OutputError(f"the folder {self.path.parent} does not exist; create it first", path=self.path)
+
+    def _put_in_place(self) -> None:
+        self._check_target()
+        if not self.overwrite:
+            try:
+                os.link(self._temporary, self.path)  # fails where another has written the file in between
+                return
+            except FileExistsError:
+                self._check_target()
+            except OSError:  # a file system without links
+                pass
+        os.replace(self._temporary, self.path)
 
     def _checksums(self, group: int) -> Array:
         """CRC-32 of each group of samples, read back from the file: what is checked is what was written."""
@@ -133,21 +151,26 @@ class Writer:
             compressed = len(packed) < len(data)
             unpacked += len(data)
             if unpacked > spec.max_columns(total):
-                raise ValueError(f"the columns take {unpacked} bytes; allowed: {spec.max_columns(total)}")
+                message = f"{self.path}: columns of {unpacked} bytes; allowed: {spec.max_columns(total)}"
+                raise OutputError(f"{message}; larger patches or fewer bins make them smaller", path=self.path)
             self._write(f"{name}/zarr.json", spec.array_json(array.shape, array.dtype.name, compressed))
             self._write(f"{name}/c/{'/'.join('0' * array.ndim)}", packed if compressed else data)
 
     def _write_root(self, header: Header) -> Header:
         digest = spec.fingerprint(self._hashes, replace(header, fingerprint="0" * 64).to_json())
         header = replace(header, fingerprint=digest)
-        self._write(spec.ROOT, header.to_json())
+        root = header.to_json()
+        if len(root) > spec.MAX_ROOT:
+            raise OutputError(f"{self.path}: a header of {len(root)} bytes; allowed: {spec.MAX_ROOT}", path=self.path)
+        self._write(spec.ROOT, root)
         return header
 
     def _write(self, name: str, data: bytes) -> None:
         self._zip.writestr(_info(name), data)
         self._hashes[name] = hashlib.sha256(data).digest()
 
-    def _failed(self, error: OSError) -> OutputError:
+    def failed(self, error: OSError) -> OutputError:
+        """The error for a write beside the target that failed."""
         reason = error.strerror or str(error)
         return OutputError(f"cannot write {self.path}: {reason}; nothing was left behind", path=self.path)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dqcodec.errors import OptionError
 
+MAX_FIELD, MAX_DEPTH = 1 << 14, 128
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -150,7 +151,7 @@ def load(path: str | Path) -> MAE:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("dqcodec.mae", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise OptionError(f"mae: cannot read {path}: {error}", path=path) from None
     names = {field.name for field in fields(MAEConfig)}
     if (
@@ -159,10 +160,15 @@ def load(path: str | Path) -> MAE:
         or not all(isinstance(v, int) and v > 0 for v in about.values())
     ):
         raise OptionError(f"mae: {path} holds no dqcodec MAE configuration", path=path)
-    model = MAE(MAEConfig(**about))
+    if max(about.values()) > MAX_FIELD or about["depth"] + about["decoder_depth"] > MAX_DEPTH:
+        raise OptionError(f"mae: {path}: sizes up to {MAX_FIELD} and {MAX_DEPTH} blocks are allowed", path=path)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise OptionError(f"mae: {path} holds weights that are not finite", path=path)
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
+        with torch.device("meta"):  # nothing is allocated before the shapes are known to be those of the weights
+            model = MAE(MAEConfig(**about))
+        model.load_state_dict(tensors, assign=True)
+    except (RuntimeError, AssertionError) as error:
         raise OptionError(
             f"mae: the weights in {path} do not fit their configuration: {str(error)[:300]}", path=path
         ) from None

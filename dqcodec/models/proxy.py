@@ -91,7 +91,7 @@ def train(
     labels   int (N,), 0..classes-1
     """
     n, size = len(images), images.shape[1]
-    batch = min(BATCH, n)
+    batch = max(2, min(BATCH, n))  # batch normalisation needs two
     steps = min(max(EPOCHS * n // batch, MIN_STEPS), MAX_STEPS)
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -119,8 +119,8 @@ def _batches(n: int, batch: int, steps: int, rng: np.random.Generator) -> Iterat
     """`steps` batches of indices, epoch after epoch, each epoch shuffled anew; the short last batch is left out."""
     done = 0
     while done < steps:
-        order = rng.permutation(n)
-        for start in range(0, n - batch + 1, batch):
+        order = np.resize(rng.permutation(n), max(n, batch))
+        for start in range(0, len(order) - batch + 1, batch):
             if done < steps:
                 yield order[start : start + batch]
                 done += 1

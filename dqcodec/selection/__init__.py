@@ -18,6 +18,8 @@ from dqcodec.selection.sampling import draw, keep_count, split
 
 Array = npt.NDArray[Any]
 
+MAX_LABELS = 1 << 20
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -59,11 +61,15 @@ def select(
     """
     features = np.asarray(features)
     n = len(features)
-    labels = np.zeros(n, np.int64) if labels is None else np.asarray(labels, np.int64)
+    labels = np.zeros(n, np.int64) if labels is None else np.asarray(labels)
     check_keep(keep)
     check_bins(bins)
-    if n == 0 or labels.shape != (n,) or labels.min() < 0:
-        raise OptionError(f"labels: shape {labels.shape} for {n} samples; expected one label >= 0 a sample")
+    check_seed(seed)
+    if n == 0 or labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise OptionError(f"labels: {labels.dtype} {labels.shape} for {n} samples; expected one integer a sample")
+    if labels.min() < 0 or labels.max() >= MAX_LABELS:
+        raise OptionError(f"labels: {labels.min()} to {labels.max()}; allowed: 0 to {MAX_LABELS - 1}")
+    labels = labels.astype(np.int64)
     per_class = np.bincount(labels)
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(per_class)[:-1])
     to_integers = integers(features, int(per_class.max()))
@@ -88,11 +94,16 @@ def select(
     return Selection(np.sort(np.concatenate(kept)), bin_of, order, gain, size, taken)
 
 
+def check_seed(seed: int) -> None:
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise OptionError(f"seed: {seed}; allowed: 0 to 2^63 - 1")
+
+
 def check_keep(keep: float) -> None:
     if not 0 < keep <= 1:
         raise OptionError(f"keep: {keep}; allowed: 0 < keep <= 1")
 
 
 def check_bins(bins: int) -> None:
-    if not 1 <= bins <= 65536:
+    if not isinstance(bins, int | np.integer) or not 1 <= bins <= 65536:
         raise OptionError(f"bins: {bins}; allowed: 1 to 65536")

@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 _EXACT = 2.0**52
 _GRAM = 8192  # up to this many samples the Gram matrix is formed (512 MiB)
-_ROWS = 65_536  # rows looked at together where only a maximum is wanted
+_ROWS = 16_384  # rows looked at together where only a maximum is wanted
 _SHORT = 1024  # length of the short list
 
 
@@ -75,7 +75,10 @@ def integers(features: Array, pool: int) -> Integers:
     top = 0.0
     for start in range(0, len(features), _ROWS):
         block = features[start : start + _ROWS]
-        largest = np.maximum(-block.min(1).astype(np.float64), block.max(1)).astype(np.float64)
+        if block.dtype not in (np.float32, np.float64):  # others overflow, or hold what float64 does not
+            with np.errstate(over="ignore"):
+                block = block.astype(np.float64)
+        largest = np.maximum(-block.min(1), block.max(1)).astype(np.float64)
         bad = np.flatnonzero(~np.isfinite(largest))
         if bad.size:
             raise OptionError(f"features: row {start + int(bad[0])} is not finite")

@@ -11,14 +11,16 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.container.spec import MAX_CLASSES, plain_name
+from dqcodec.container.spec import MAX_CLASSES, MAX_ROOT, plain_name
 from dqcodec.errors import SourceError
 from dqcodec.run import Progress
+
+MAX_FILE = 1 << 28  # bytes of one image file
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,27 @@ def scan(root: str | Path, progress: Progress | None = None) -> Folder:
     except OSError as error:
         raise SourceError(f"{root}: {error.strerror}", path=root) from None
     for entry in entries:
-        if not entry.is_dir():
+        try:
+            is_folder = entry.is_dir()
+        except OSError as error:  # a link to itself
+            skipped.append((entry.name, str(error.strerror)))
+            continue
+        if not is_folder:
             skipped.append((entry.name, "not in a class folder"))
         elif entry.name.startswith("."):
             skipped.append((entry.name + "/", "hidden folder"))
         else:
             folders.append(entry.name)
     if not folders:
-        raise SourceError(f"{root} has no class folders; expected {root}/<class>/<image>", path=root)
-    if len(folders) > MAX_CLASSES:
-        raise SourceError(f"{root} has {len(folders)} class folders; allowed: {MAX_CLASSES}", path=root)
+        advice = f"put the images of each class into a folder: {root}/<class>/<image>"
+        raise SourceError(f"{root} has no class folders; {advice}", path=root)
+    _check_classes(root, folders)
+    elsewhere = {_identity(root), *(_identity(root / folder) for folder in folders)}
     names: list[str] = []
     labels: list[int] = []
     sizes: list[int] = []
     for label, folder in enumerate(folders):
-        _check_class(root, folder)
-        for name, status in _walk(root, folder, skipped):
+        for name, status in _walk(root, folder, elsewhere, skipped):
             names.append(name)
             labels.append(label)
             sizes.append(status.st_size)
@@ -89,35 +96,57 @@ def scan(root: str | Path, progress: Progress | None = None) -> Folder:
     )
 
 
-def _walk(root: Path, folder: str, skipped: list[tuple[str, str]]) -> list[tuple[str, Any]]:
-    """Regular files below root/folder, links followed but no folder entered twice."""
-    found, seen = [], set()
-
-    def unreadable(error: OSError) -> None:
-        skipped.append((os.path.relpath(error.filename, root) + "/", str(error.strerror)))
-
-    for place, subfolders, files in os.walk(root / folder, onerror=unreadable, followlinks=True):
-        subfolders.sort()
-        identity = os.stat(place)
-        if (identity.st_dev, identity.st_ino) in seen:
-            skipped.append((os.path.relpath(place, root) + "/", "a link to a folder already read"))
-            subfolders.clear()
+def _walk(
+    root: Path, folder: str, elsewhere: set[tuple[int, int]], skipped: list[tuple[str, str]]
+) -> list[tuple[str, os.stat_result]]:
+    """Regular files below root/folder in the order of os.walk, sorted; links are followed, but into no folder twice,
+    and not into `elsewhere`: the root and the class folders."""
+    found = []
+    seen = set(elsewhere)
+    places = [folder]
+    while places:
+        place = places.pop()
+        try:
+            entries = sorted(os.scandir(root / place), key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append((place + "/", str(error.strerror)))
             continue
-        seen.add((identity.st_dev, identity.st_ino))
-        for file in sorted(files):
-            name = os.path.relpath(os.path.join(place, file), root)
+        below = []
+        for entry in entries:
+            name = f"{place}/{entry.name}"
             try:
-                status = os.stat(os.path.join(place, file))
+                status = entry.stat()
             except OSError as error:
                 skipped.append((name, str(error.strerror)))
                 continue
-            if stat.S_ISREG(status.st_mode):
-                found.append((name, status))
-            else:  # reading a pipe would wait for ever
+            if stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) in seen:
+                    skipped.append((name + "/", "a link to a folder that is read elsewhere"))
+                else:
+                    seen.add((status.st_dev, status.st_ino))
+                    below.append(name)
+            elif not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
                 skipped.append((name, "not a regular file"))
+            elif status.st_size > MAX_FILE:
+                skipped.append((name, f"{status.st_size:,} bytes; allowed: {MAX_FILE:,}"))
+            else:
+                found.append((name, status))
+        places += reversed(below)
     return found
 
 
-def _check_class(root: Path, name: str) -> None:
-    if not plain_name(name):
-        raise SourceError(f"{root}: the class folder {name!a} has a name that no .dqz can hold; rename it", path=root)
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_classes(root: Path, folders: list[str]) -> None:
+    """Whether the header of a file can hold these names."""
+    for name in folders:
+        if not plain_name(name):
+            raise SourceError(
+                f"{root}: the class folder {name!a} has a name that no .dqz can hold; rename it", path=root
+            )
+    size = sum(len(name.encode()) + 8 for name in folders)
+    if len(folders) > MAX_CLASSES or size > MAX_ROOT // 2:
+        raise SourceError(f"{root}: {len(folders)} class folders with names of {size} bytes are too many", path=root)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import struct
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,11 +28,15 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 RESIZES = ("squash", "crop", "pad")
-MAX_PIXELS = 89_478_485  # Pillow's limit for suspected decompression bombs
+MAX_PIXELS = 1 << 26  # of one image
+LARGE = 1 << 24  # images with more pixels are decoded one at a time, whatever the number of threads
 # Formats that Pillow decodes by itself: no EPS, which would start another program.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
-ORIENTATION = 0x0112
+ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation -> Pillow's transposition that undoes it
+_TO_8_BITS: Array = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)
+_LARGE = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ def probe(open_file: Callable[[], IO[bytes]], name: str) -> Probe:
     """Read the header only."""
     with _opened(open_file, name) as image:
         width, height = image.size
-        if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):
+        if _orientation(image) >= 5:
             width, height = height, width
         return Probe(width, height, 1 if image.mode in GREY_MODES else 3)
 
@@ -62,9 +67,10 @@ def read(open_file: Callable[[], IO[bytes]], name: str, size: int, resize: str, 
     """
     from PIL import Image, ImageOps
 
-    with _opened(open_file, name) as image:
+    with _opened(open_file, name) as image, _LARGE if math.prod(image.size) > LARGE else nullcontext():
         image.load()
-        flat = _convert(_upright(image), channels)
+        turn = _TURNS.get(_orientation(image))
+        flat = _convert(image if turn is None else image.transpose(Image.Transpose(turn)), channels)
         box = (size, size)
         if flat.size != box:
             if resize == "crop":
@@ -114,14 +120,15 @@ def _opened(open_file: Callable[[], IO[bytes]], name: str) -> Iterator[Image.Ima
         raise SourceError(f"{name}: {error or type(error).__name__}") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF rotation; a damaged EXIF block is no reason to lose the image."""
-    from PIL import ImageOps
-
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; a damaged EXIF block is no reason to lose the image."""
     try:
-        return ImageOps.exif_transpose(image)
+        found = image.getexif().get(ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # whatever the EXIF parser stumbles over
-        return image
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
@@ -129,11 +136,11 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:
             raise ValueError(f"integer values from {low} to {high}; allowed: 0 to 65535")
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        image = Image.fromarray(np.stack([_TO_8_BITS[row] for row in values]))
     elif image.mode == "F":
         raise ValueError("a floating-point image; convert it to 8 or 16 bits first")
     if image.has_transparency_data:

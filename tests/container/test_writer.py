@@ -5,6 +5,7 @@ import sys
 import time
 import zipfile
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,4 +187,12 @@ def test_a_wrong_column_is_refused(tmp_path):
         writer.append(b"abc")
         with pytest.raises(ValueError, match="column label has shape"):
             writer.finish(HEADER, {"label": [0, 1], "bits": [6], "scale": [0]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_that_no_reader_takes_is_not_written(tmp_path):
+    with pytest.raises(OutputError, match="a header of"), Writer(tmp_path / "x.dqz") as writer:
+        writer.append(b"abc")
+        header = replace(HEADER, user={"notes": "a" * (17 << 20)})
+        writer.finish(header, {"label": [0], "bits": [6], "scale": [0]})
     assert list(tmp_path.iterdir()) == []

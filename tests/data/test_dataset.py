@@ -49,6 +49,11 @@ def test_indices():
     for index in (21, -22):
         with pytest.raises(IndexError, match="of 21"):
             dataset[index]
+    for index in (True, 1.9, "3", slice(3), [0, 1], np.bool_(True)):
+        with pytest.raises(TypeError):
+            dataset[index]
+    with pytest.raises(TypeError, match="np.flatnonzero makes indices of a mask"):
+        dataset.file.images(np.arange(21) == 2)
     images = [image for image, _ in dataset.__getitems__([5, -1, 5])]
     assert torch.equal(images[0], images[2])
     assert torch.equal(images[1], dataset[20][0])

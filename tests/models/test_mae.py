@@ -127,6 +127,33 @@ def test_wrong_weights(tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 5}, "do not fit"),
+        ({"width": 2**40}, "sizes up to 16384"),
+        ({"depth": 10**9}, "sizes up to 16384 and 128 blocks"),
+        ({"size": 16384, "patch": 4, "width": 16384}, "do not fit"),
+        ({"depth": 0}, "no dqcodec MAE configuration"),
+        ({"colour": 1}, "no dqcodec MAE configuration"),
+    ],
+)
+def test_hostile_configurations(tmp_path, changes, message):
+    """Refused, and nothing is allocated for them."""
+    about = json.dumps({**asdict(TINY), **changes})
+    save_file(model().state_dict(), tmp_path / "m.safetensors", {"dqcodec.mae": about})
+    with pytest.raises(OptionError, match=message):
+        load(tmp_path / "m.safetensors")
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    net = model()
+    net.norm.weight.data[0] = float("nan")
+    net.save(tmp_path / "m.safetensors")
+    with pytest.raises(OptionError, match="not finite"):
+        load(tmp_path / "m.safetensors")
+
+
 def test_wrong_images():
     with pytest.raises(OptionError, match="it is for 3 x 16 x 16 images, patch 4; these are 3 x 32 x 32"):
         model().fill(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.ones(1, 64, dtype=torch.bool))

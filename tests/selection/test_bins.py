@@ -114,6 +114,16 @@ def test_bits_of_the_integer_features(pool, dimensions, bits):
     assert np.abs(to_integers(features, pool)).max() == 2**bits - 1
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint64, np.float16])
+def test_extreme_values_of_other_types(kind):
+    """The most negative integer has no positive counterpart of its type."""
+    info = np.finfo(kind) if kind is np.float16 else np.iinfo(kind)
+    features = np.array([[info.min, 0], [info.max, 1], [1, 2]], kind)
+    x = to_integers(features, 3)
+    assert np.abs(x).max() == 2**15 - 1
+    assert x[0, 0] <= x[2, 0] <= x[1, 0]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_finite(bad):
     features = np.ones((4, 3))

@@ -76,8 +76,13 @@ def test_split_by_hand():
         ({"keep": 1.5}, "keep: 1.5"),
         ({"keep": float("nan")}, "keep: nan"),
         ({"bins": 0}, "bins: 0; allowed: 1 to 65536"),
-        ({"labels": [0, 1]}, "expected one label"),
-        ({"labels": [0, 1, -1]}, "expected one label"),
+        ({"bins": 2.5}, "bins: 2.5"),
+        ({"seed": -1}, "seed: -1"),
+        ({"labels": [0, 1]}, "expected one integer a sample"),
+        ({"labels": [0.0, 1.0, 0.9]}, "expected one integer a sample"),
+        ({"labels": [0, 1, -1]}, "labels: -1 to 1; allowed: 0 to 1048575"),
+        ({"labels": [10**9] * 3}, "labels: 1000000000 to 1000000000; allowed"),
+        ({"labels": [2**63] * 3}, "labels: 9223372036854775808"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -88,5 +93,10 @@ def test_wrong_arguments(arguments, message):
 def test_wrong_features():
     with pytest.raises(OptionError, match="expected \\(samples, dimensions\\)"):
         select(np.ones(5))
+    for features in (np.ones((3, 2), complex), np.array([["a"]] * 3), np.array([[None]] * 3)):
+        with pytest.raises(OptionError, match="expected real numbers"):
+            select(features)
+    with pytest.raises(OptionError, match="row 1 is not finite"):
+        select(np.array([[1, 2], [np.longdouble("1e4000"), 3]]))
     with pytest.raises(OptionError, match="for 0 samples"):
         select(np.ones((0, 2)))

@@ -1,4 +1,5 @@
 import os
+import subprocess
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_what_is_no_candidate_is_named(tmp_path):
         "readme.txt": "not in a class folder",
         "a/pipe": "not a regular file",
         "a/broken": "No such file or directory",
-        "a/loop/": "a link to a folder already read",
+        "a/loop/": "a link to a folder that is read elsewhere",
     }
 
 
@@ -90,3 +91,36 @@ def test_a_file_that_vanishes(tmp_path):
     (tmp_path / "a" / "1.png").unlink()
     with pytest.raises(SourceError, match=r"a/1\.png: No such file"):
         found.open(0)
+
+
+def test_links_to_the_root_to_other_classes_and_to_themselves(tmp_path):
+    make(tmp_path, "cat/1.png", "dog/2.png")
+    os.symlink("..", tmp_path / "cat" / "up")
+    os.symlink("../dog", tmp_path / "cat" / "dog")
+    os.symlink("self", tmp_path / "self")
+    os.symlink("self", tmp_path / "dog" / "self")
+    found = scan(tmp_path)
+    assert found.names == ("cat/1.png", "dog/2.png")
+    assert {name for name, _ in found.skipped} == {"cat/up/", "cat/dog/", "self", "dog/self"}
+
+
+def test_deep_folders(tmp_path):
+    place = os.open(tmp_path, os.O_RDONLY)
+    for name in ["a", *["d"] * 1500]:
+        os.mkdir(name, dir_fd=place)
+        below = os.open(name, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    try:
+        found = scan(tmp_path)
+    finally:  # pytest's own clean-up recurses
+        subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)
+    assert found.names == ()
+    assert all("too long" in reason for _, reason in found.skipped)
+
+
+def test_a_huge_file_is_skipped(tmp_path):
+    make(tmp_path, "a/1.png", "a/2.png")
+    os.truncate(tmp_path / "a" / "2.png", 300 << 20)  # sparse
+    assert scan(tmp_path).skipped == (("a/2.png", "314,572,800 bytes; allowed: 268,435,456"),)

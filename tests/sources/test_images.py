@@ -122,6 +122,20 @@ def test_broken_exif_does_not_lose_the_image():
     assert pixels(data).shape == (20, 20, 3)
 
 
+@pytest.mark.parametrize(("tag", "kind"), [(0x128, 2), (0x11A, 2), (0x100, 2), (0x102, 7), (0x111, 7)])
+def test_an_ill_typed_tag_does_not_lose_the_rotation(tag, kind):
+    """An EXIF block by hand: orientation 6, and another tag as text or undefined bytes."""
+    entries = sorted([(images.ORIENTATION, 3, 1, struct.pack("<HH", 6, 0)), (tag, kind, 4, b"odd\0")])
+    block = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + block + bytes(4)
+    turned = Image.fromarray(RGB).transpose(Image.Transpose.ROTATE_90)
+    data = stored(turned, "JPEG", exif=exif, quality=100, subsampling=0)
+    assert (look(data).width, look(data).height) == (30, 20)
+    found = read(lambda: io.BytesIO(data), "a", 20, "crop", 3)
+    expected = pixels(stored(Image.fromarray(RGB)), 20, "crop")
+    assert np.abs(found.astype(int) - expected).max() < 12
+
+
 def test_first_of_several_frames():
     frames = [Image.fromarray(np.full((8, 8), k, np.uint8)) for k in (10, 200)]
     data = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
