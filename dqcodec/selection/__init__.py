@@ -5,6 +5,7 @@ Plain arrays in and out; useful without a .dqz.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.errors import OptionError
+from dqcodec.parallel import default_workers, ordered_map
 from dqcodec.run import Progress
-from dqcodec.selection.bins import greedy_bins, integers
+from dqcodec.selection.bins import Greedy, Integers, greedy_bins, integers
 from dqcodec.selection.sampling import draw, keep_count, split
 
 Array = npt.NDArray[Any]
@@ -75,8 +77,8 @@ def select(
     to_integers = integers(features, int(per_class.max()))
     bin_of, order, gain = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n)
     size = np.zeros((len(per_class), bins), np.int64)
-    for c, members in enumerate(by_class):
-        picked = greedy_bins(to_integers(features[members]), bins)
+    for c, picked in enumerate(_divide(features, to_integers, by_class, bins)):
+        members = by_class[c]
         bin_of[members], gain[members] = picked.bin, picked.gain
         order[members[picked.order]] = np.arange(len(members))
         size[c] = np.bincount(picked.bin, minlength=bins)
@@ -92,6 +94,22 @@ def select(
         for b in range(bins):
             kept.append(draw(members[bin_of[members] == b], int(taken[c, b]), bits))
     return Selection(np.sort(np.concatenate(kept)), bin_of, order, gain, size, taken)
+
+
+def _divide(features: Array, to_integers: Integers, by_class: list[Array], bins: int) -> Iterator[Greedy]:
+    """The bins of every class, classes side by side, each with one thread for its matrix products: many small products
+    gain nothing from more. A class by itself keeps them all."""
+
+    def divide(members: Array) -> Greedy:
+        return greedy_bins(to_integers(features[members]), bins)
+
+    if len(by_class) == 1:
+        yield divide(by_class[0])
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        yield from ordered_map(divide, by_class, default_workers())
 
 
 def check_seed(seed: int) -> None:

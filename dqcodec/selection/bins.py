@@ -10,7 +10,7 @@ A pick p moves one sample from R to S, so P(x) of the others grows by
     2 |x|^2 - 4 p . x
 
 Features are integers (see `Integers`), so every sum is exact in float64 and the picks are the same on every machine; of
-equal gains the lowest index is picked. Up to 8,192 samples the growth is a row of a matrix made from the Gram matrix;
+equal gains the lowest index is picked. Up to 4,096 samples the growth is a row of a matrix made from the Gram matrix;
 a larger pool is reduced bin by bin without ever forming one (see `_large_bin`).
 """
 
@@ -27,7 +27,7 @@ from dqcodec.errors import OptionError
 Array = npt.NDArray[Any]
 
 _EXACT = 2.0**52
-_GRAM = 8192  # up to this many samples the Gram matrix is formed (512 MiB)
+_GRAM = 4096  # up to this many samples the Gram matrix is formed (128 MiB)
 _ROWS = 16_384  # rows looked at together where only a maximum is wanted
 _SHORT = 1024  # length of the short list
 
