@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from dqcodec import features
 from dqcodec.codec import pixel, quantize
-from dqcodec.container.spec import MAX_PATCHES, MAX_SIDE, Header
+from dqcodec.container.spec import MAX_PATCHES, MAX_SIDE, Header, pack_mask, unpack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.errors import OptionError, OutputError, SourceError
 from dqcodec.parallel import default_workers, ordered_map
@@ -201,7 +201,7 @@ class _Images:
     def __len__(self) -> int:
         return len(self.usable)
 
-    @property
+    @cached_property
     def labels(self) -> Array:
         return self.folder.labels[self.usable]
 
@@ -225,6 +225,13 @@ class _Images:
     @property
     def needs_proxy(self) -> bool:
         return self.drops or (self.selects and self.options.features == "proxy")
+
+    @property
+    def seen(self) -> Array:
+        """The thumbnails, which are there where a proxy is needed."""
+        if self.thumbs is None:
+            raise ValueError("no thumbnails were made")
+        return self.thumbs
 
     def pixels(self, index: int) -> Array:
         """uint8 (size, size, C) of the file in place `index`; SourceError where it cannot be read."""
@@ -288,17 +295,13 @@ def _read(images: _Images, scratch: IO[bytes], writer: Writer, run: Run) -> _Ima
         if isinstance(thumb, SourceError):
             run.skip(thumb)
         else:
-            try:
+            with writer.writing():
                 scratch.write(thumb)
-            except OSError as error:
-                raise writer.failed(error) from error
             left.append(images.usable[done])
         run.progress("read", done + 1, len(images))
     _check_any(images.folder, len(left), run)
-    try:
+    with writer.writing():
         scratch.flush()
-    except OSError as error:
-        raise writer.failed(error) from error
     shape = (len(left), size, size, images.channels)
     thumbs = np.memmap(scratch, np.uint8, "r", shape=shape) if images.needs_proxy else None
     return replace(images, usable=np.array(left), thumbs=thumbs)
@@ -308,20 +311,18 @@ def _train(images: _Images, device: str, run: Run) -> Proxy:
     place = torch_device(device)
     from dqcodec.models.proxy import train
 
-    if images.thumbs is None:
-        raise ValueError("the proxy needs thumbnails")
     if len(np.unique(images.labels)) == 1:
         run.notes.append("all images are of one class, so the proxy classifier has nothing to learn from")
     with run.stage("proxy"):
         classes = len(images.folder.classes)
-        return train(images.thumbs, images.labels, classes, place, images.options.seed, run.progress)
+        return train(images.seen, images.labels, classes, place, images.options.seed, run.progress)
 
 
 def _features(images: _Images, proxy: Proxy | None, device: str, run: Run) -> Array:
     """float (N, D), from where the options say."""
     source = images.options.features
-    if source == "proxy" and proxy is not None and images.thumbs is not None:
-        return features.from_proxy(proxy, images.thumbs, run.progress)
+    if proxy is not None:
+        return features.from_proxy(proxy, images.seen, run.progress)
     if source.endswith(".npy"):
         return features.from_npy(source, len(images.folder))[images.usable]
     pixels = ordered_map(images.pixels, images.usable.tolist(), run.workers)
@@ -344,14 +345,12 @@ def _masks(images: _Images, proxy: Proxy, kept: Array, run: Run) -> Array:
     """uint8 (n, ceil(P/8)): the packed masks of the kept samples, from the proxy's attention."""
     from dqcodec.models.gradcam import patch_scores
 
-    if images.thumbs is None:
-        raise ValueError("the patch scores need thumbnails")
     out = []
     for start in range(0, len(kept), SCORE_BATCH):
         rows = kept[start : start + SCORE_BATCH]
-        scores = patch_scores(proxy, images.thumbs[rows], images.labels[rows], images.size, images.patch)
+        scores = patch_scores(proxy, images.seen[rows], images.labels[rows], images.size, images.patch)
         mask = keep_mask(scores, images.options.drop, images.grid)
-        out.append(np.packbits(mask, axis=1, bitorder="little"))
+        out.append(pack_mask(mask))
         run.progress("patch scores", start + len(rows), len(kept))
     return np.concatenate(out)
 
@@ -363,7 +362,7 @@ def _pack(images: _Images, kept: Array, masks: Array | None, writer: Writer, run
     def pack(position: int) -> tuple[bytes, int]:
         patches = to_patches(images.pixels(int(chosen[position])), images.patch)
         if masks is not None:
-            patches = patches[np.unpackbits(masks[position], count=len(patches), bitorder="little").astype(bool)]
+            patches = patches[unpack_mask(masks[position], len(patches))]
         levels, scale = quantize.quantize(patches, bits)
         return pixel.encode(levels, bits), scale
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dqcodec import open as open_dqz
 from dqcodec.codec import pixel, quantize
-from dqcodec.container.spec import Array, Header
+from dqcodec.container.spec import Array, Header, pack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.patches import keep_mask, to_patches
 
@@ -52,7 +52,7 @@ def large(path: Path) -> None:
             scales.append(scale)
             writer.append(pixel.encode(levels, int(bits[k])))
         columns = {"label": np.zeros(n, np.int64), "bits": bits, "scale": np.array(scales)}
-        columns["mask"] = np.packbits(masks, axis=1, bitorder="little")
+        columns["mask"] = pack_mask(masks)
         writer.finish(Header(0, 160, 160, 3, patch, 1, ("only",), user={"license": "CC0-1.0"}), columns)
     if scales[1] != 112:
         raise ValueError(f"the sample with ties has scale {scales[1]}, not 112")
@@ -80,7 +80,7 @@ def write(
             writer.append(pixel.encode(levels, int(bits[k])))
         columns = {"label": labels, "bits": bits, "scale": np.array(scales)}
         if drop:
-            columns["mask"] = np.packbits(masks, axis=1, bitorder="little")
+            columns["mask"] = pack_mask(masks)
             columns["bin"] = np.arange(n) % 3
             columns["source_index"] = np.arange(n) * 70
             columns["bins/taken"] = np.stack(

@@ -134,9 +134,7 @@ class Reader:
 
     def _has(self, name: str) -> bool:
         """Whether the file has a column: either of its members makes it one, and then both must be there."""
-        return (
-            f"{name}/zarr.json" in self.members or f"{name}/c/{'/'.join('0' * spec.COLUMNS[name].ndim)}" in self.members
-        )
+        return f"{name}/zarr.json" in self.members or spec.chunk(name) in self.members
 
     def _check_payload(self) -> Member:
         name = f"{spec.PAYLOAD}/zarr.json"
@@ -159,19 +157,17 @@ class Reader:
                 f"{name}: {dtype} {shape}; allowed: {', '.join(column.dtypes)}, shape {wanted}", member=name
             )
         size = int(np.prod([int(n) for n in shape], dtype=object)) * np.dtype(dtype).itemsize
-        chunk = f"{name}/c/{'/'.join('0' * column.ndim)}"
+        chunk = spec.chunk(name)
         if chunk not in self.members:
             raise FormatError(f"{name}: the member {chunk} is missing", member=name)
         stored = self.members[chunk].size
-        limit = min(_MAX_INFLATE_RATIO * stored, self._allowance) if compressed else stored
-        if size > limit or (stored > size + size // 1000 + 1024 if compressed else stored != size):
+        limit = min(_MAX_INFLATE_RATIO * stored, self._allowance)
+        if (size > limit or stored > size + size // 1000 + 1024) if compressed else stored != size:
             raise FormatError(f"{name}: {size} bytes cannot come from {stored} stored ones", member=name)
         self._allowance -= size
         data = self._member(chunk, stored)
         if compressed:
             data = _gunzip(data, size, name)
-        if len(data) != size:
-            raise FormatError(f"{name}: {len(data)} bytes, expected {size}", member=name)
         return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
     def _member(self, name: str, limit: int) -> bytes:
@@ -260,8 +256,7 @@ class Reader:
         """bool (n, P), true where a patch is kept."""
         if "mask" not in self.columns:
             return np.ones((len(indices), self.header.patches), bool)
-        packed = self.columns["mask"][np.asarray(indices, np.int64)]
-        return np.unpackbits(packed, axis=1, count=self.header.patches, bitorder="little").astype(bool)
+        return spec.unpack_mask(self.columns["mask"][np.asarray(indices, np.int64)], self.header.patches)
 
     def __enter__(self) -> Self:
         return self

@@ -64,6 +64,21 @@ COLUMNS: Mapping[str, Column] = {
 }
 
 
+def chunk(column: str) -> str:
+    """The member that holds the values of a column."""
+    return f"{column}/c/{'/'.join('0' * COLUMNS[column].ndim)}"
+
+
+def pack_mask(mask: Array) -> Array:
+    """bool (..., P), true where a patch is kept -> uint8 (..., ceil(P/8)), patch k in bit k % 8 of byte k // 8."""
+    return np.packbits(mask, axis=-1, bitorder="little")
+
+
+def unpack_mask(packed: Array, patches: int) -> Array:
+    """The inverse of `pack_mask`."""
+    return np.unpackbits(packed, axis=-1, count=patches, bitorder="little").astype(bool)
+
+
 def smallest(values: npt.ArrayLike, dtypes: tuple[str, ...]) -> Array:
     """Non-negative integers as the first of `dtypes` that holds them all, little-endian."""
     array = np.asarray(values)

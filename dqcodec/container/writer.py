@@ -12,8 +12,8 @@ import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -45,10 +45,8 @@ class Writer:
         self._temporary = self.path.with_name(name)
         self._hashes: dict[str, bytes] = {}
         self._payload_hash = hashlib.sha256()
-        try:
+        with self.writing():
             self._file = open(self._temporary, "x+b")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise self.failed(error) from error
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
         self._payload: IO[bytes] = self._zip.open(_info(f"{spec.PAYLOAD}/c/0"), "w", force_zip64=True)
         self._payload_start = self._file.tell()
@@ -57,10 +55,8 @@ class Writer:
         """Add one sample's coded bytes (at least one)."""
         if not payload:
             raise ValueError("a sample has at least one byte")
-        try:
+        with self.writing():
             self._payload.write(payload)
-        except OSError as error:
-            raise self.failed(error) from error
         self._payload_hash.update(payload)
         self.lengths.append(len(payload))
 
@@ -72,7 +68,7 @@ class Writer:
 
         Returns the header as written.
         """
-        try:
+        with self.writing():
             self._payload.close()
             self._hashes[f"{spec.PAYLOAD}/c/0"] = self._payload_hash.digest()
             group = self._group()
@@ -90,8 +86,6 @@ class Writer:
             self._file.close()
             self._put_in_place()
             _sync_folder(self.path.parent)
-        except OSError as error:
-            raise self.failed(error) from error
         return header
 
     def _group(self) -> int:
@@ -154,7 +148,7 @@ class Writer:
                 message = f"{self.path}: columns of {unpacked} bytes; allowed: {spec.max_columns(total)}"
                 raise OutputError(f"{message}; larger patches or fewer bins make them smaller", path=self.path)
             self._write(f"{name}/zarr.json", spec.array_json(array.shape, array.dtype.name, compressed))
-            self._write(f"{name}/c/{'/'.join('0' * array.ndim)}", packed if compressed else data)
+            self._write(spec.chunk(name), packed if compressed else data)
 
     def _write_root(self, header: Header) -> Header:
         digest = spec.fingerprint(self._hashes, replace(header, fingerprint="0" * 64).to_json())
@@ -169,10 +163,15 @@ class Writer:
         self._zip.writestr(_info(name), data)
         self._hashes[name] = hashlib.sha256(data).digest()
 
-    def failed(self, error: OSError) -> OutputError:
-        """The error for a write beside the target that failed."""
-        reason = error.strerror or str(error)
-        return OutputError(f"cannot write {self.path}: {reason}; nothing was left behind", path=self.path)
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Whatever cannot be written beside the target is an OutputError."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            message = f"cannot write {self.path}: {reason}; nothing was left behind"
+            raise OutputError(message, path=self.path) from error
 
     def close(self) -> None:
         """Drop what is not finished."""

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.codec.quantize import ZERO
-from dqcodec.container.spec import MAX_SIDE
 from dqcodec.errors import SourceError
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def default_size(probes: list[Probe]) -> int:
         return size
     size = min(size, 224)
     step = 16 if size >= 128 else 8 if size >= 64 else 4 if size >= 8 else 1
-    return min(size // step * step, MAX_SIDE)
+    return size // step * step
 
 
 def default_patch(size: int) -> int:
