@@ -1,0 +1,176 @@
+"""The static tables of a file: probability distributions, which context uses which, colour rotations, offsets.
+
+A distribution has 16 symbols; frequencies are integers of at least 1, so no symbol is ever impossible. In a coefficient
+distribution symbols 1..9 occur with either sign, at the stated frequency each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.codec.dct.contexts import contexts
+from dqcodec.errors import FormatError
+
+Array = npt.NDArray[Any]
+
+TOTAL = 4096  # the frequencies of a distribution add up to this
+SYMBOLS = 16
+LARGEST = 9  # largest magnitude that is a symbol of its own; 10..15 are escape classes
+MINUS = 10  # symbol of -m is MINUS + m
+ESCAPE = 20  # symbol of the first escape class
+BUCKETS = 32  # of an alias table
+MAX_TABLES = 256  # distributions
+MAX_ROTATIONS = 256
+MAX_OFFSET = 31
+TRANSITIONS = sum(n << 2 * i for i, n in enumerate((0, 2, 2, 0, 1, 3, 3, 1)))  # from state i // 2 on parity i % 2
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What is the same for all samples of a file.
+
+    context      uint8 (pairs * 2 + sides,)   distribution of each context; the side ones come after the others
+    coefficient  uint16 (K, 16)               frequencies, f[0] + 2 (f[1] + ... + f[9]) + f[10] + ... + f[15] = 4096
+    side         uint16 (M, 16)               frequencies, their sum 4096
+    rotation     uint8 (R, 3)                 angles of the colour rotations, 256ths of a turn
+    offset       int8 (3,)                    of reconstruction points 1, 2, 3 and more, in 64ths of a step
+
+    Raises FormatError where a table is not as stated.
+    """
+
+    unit: int
+    context: Array
+    coefficient: Array
+    side: Array
+    rotation: Array
+    offset: Array
+    dependent: bool = True
+
+    def __post_init__(self) -> None:
+        numbering = contexts(self.unit)
+        count = 2 * numbering.pairs
+        shapes = {
+            "context": (count + numbering.sides,), "coefficient": (len(self.coefficient), SYMBOLS),
+            "side": (len(self.side), SYMBOLS), "rotation": (len(self.rotation), 3), "offset": (3,),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            found = getattr(self, name).shape
+            if found != shape or 0 in shape:
+                raise FormatError(f"tables/{name}: shape {found}, expected {shape}", member=f"tables/{name}")
+        if len(self.coefficient) + len(self.side) > MAX_TABLES or len(self.rotation) > MAX_ROTATIONS:
+            raise FormatError(f"tables: more than {MAX_TABLES} distributions or {MAX_ROTATIONS} rotations")
+        spread = {name: alphabet(getattr(self, name), name == "coefficient") for name in ("coefficient", "side")}
+        for name, frequency in spread.items():
+            if (getattr(self, name) < 1).any() or (frequency.sum(1) != TOTAL).any():
+                raise FormatError(f"tables/{name}: frequencies are under 1 or do not add up to {TOTAL}")
+        if int(self.context[:count].max()) >= len(self.coefficient) or int(self.context[count:].max()) >= len(self.side):
+            raise FormatError("tables/context: a distribution that is not there", member="tables/context")
+        if int(np.abs(self.offset.astype(int)).max()) > MAX_OFFSET:
+            raise FormatError(f"tables/offset: beyond {MAX_OFFSET}", member="tables/offset")
+
+    @cached_property
+    def coding(self) -> Coding:
+        """The tables as the decoder uses them."""
+        numbering = contexts(self.unit)
+        count = 2 * numbering.pairs
+        first = self.context[:count:2].astype(np.int32)
+        second = self.context[1:count:2].astype(np.int32)
+        frequency = np.concatenate([alphabet(self.coefficient, True), alphabet(self.side, False)])
+        side = self.context[count:].astype(np.int32) + len(self.coefficient)
+        dependent = int(self.dependent)
+        return Coding(
+            first | second << 8, side, np.concatenate([alias(row) for row in frequency]), points(self.offset, dependent),
+            dependent, TRANSITIONS * dependent, int(self.offset[2]),
+        )  # fmt: skip
+
+
+class Coding(NamedTuple):
+    """Flat arrays for the decoder.
+
+    pair   int32 (pairs,)    distributions of a pair of contexts: quantiser 0 in bits 0..7, quantiser 1 in bits 8..15
+    side   int32 (sides,)    distribution of each side context
+    alias  int64 (32 x distributions,)   see `alias`
+    points int32 (64,)       by symbol and quantiser: reconstruction point in 64ths of a step, times 16, and the
+                             magnitude, at most 15
+    dependent, transitions, far   1 or 0, next states by state and parity (two bits each), offset of large magnitudes
+    """
+
+    pair: Array
+    side: Array
+    alias: Array
+    points: Array
+    dependent: int
+    transitions: int
+    far: int
+
+
+def points(offset: Array, dependent: int) -> Array:
+    """int32 (64,), see Coding. Magnitude m of quantiser q is the point r = 2m - q (plain: m), 64 r + offset[min(r, 3)]."""
+    values = np.zeros(2 * BUCKETS, np.int32)
+    for s in range(ESCAPE):
+        m = s - MINUS if s > LARGEST else s
+        for quantiser in (0, 1) if dependent else (0,):
+            r = (m << dependent) - quantiser
+            point = 64 * r + int(offset[min(r, 3) - 1])
+            values[2 * s + quantiser] = (-point if s > LARGEST else point) * 16 + min(m, 15) if m else 0
+    return values
+
+
+def alphabet(frequency: Array, signed: bool) -> Array:
+    """Frequencies (K, 16) as stored -> int64 (K, 32) of the coded symbols.
+
+    A coefficient's symbols are 0..9 for magnitudes with a plus sign, 11..19 for 1..9 with a minus sign, 20..25 for the
+    escape classes; the others' are 0..15.
+    """
+    coded = np.zeros((len(frequency), BUCKETS), np.int64)
+    if signed:
+        coded[:, : LARGEST + 1] = frequency[:, : LARGEST + 1]
+        coded[:, MINUS + 1 : ESCAPE] = frequency[:, 1 : LARGEST + 1]
+        coded[:, ESCAPE : ESCAPE + SYMBOLS - 1 - LARGEST] = frequency[:, LARGEST + 1 :]
+    else:
+        coded[:, :SYMBOLS] = frequency
+    return coded
+
+
+def alias_parts(frequency: Array) -> tuple[list[int], list[int], list[int]]:
+    """(cut, other, offset) of each bucket of 128 slots for frequencies (32,) that add up to 4096.
+
+    The slots of bucket i below cut[i] are symbol i's, the others' are other[i]'s: slot number r of the bucket is then
+    occurrence offset[i] + r of that symbol. Symbols with more than 128 slots fill the buckets of those with fewer; both
+    are taken from stacks that were filled in ascending order.
+    """
+    size = TOTAL // BUCKETS
+    cut = [int(f) for f in frequency]
+    other, offset = list(range(BUCKETS)), [0] * BUCKETS
+    over = [i for i in range(BUCKETS) if cut[i] > size]
+    under = [i for i in range(BUCKETS) if cut[i] < size]
+    while over:
+        large, small = over.pop(), under.pop()
+        cut[large] -= size - cut[small]
+        other[small], offset[small] = large, cut[large]
+        if cut[large] < size:
+            under.append(large)
+        elif cut[large] > size:
+            over.append(large)
+    for i in range(BUCKETS):
+        if cut[i] == size:
+            cut[i], offset[i] = 0, 0
+        else:
+            offset[i] -= cut[i]
+    return cut, other, offset
+
+
+def alias(frequency: Array) -> Array:
+    """int64 (32,), a word a bucket: cut in bits 0..7, then of the other symbol its frequency - 1 (bits 8..19), its
+    offset + 128 (20..32) and its number (33..37), then the frequency - 1 of the bucket's own symbol (38..49)."""
+    cut, other, offset = alias_parts(frequency)
+    words = np.zeros(BUCKETS, np.int64)
+    for i in range(BUCKETS):
+        own = max(int(frequency[i]) - 1, 0)
+        words[i] = cut[i] | (int(frequency[other[i]]) - 1) << 8 | offset[i] + 128 << 20 | other[i] << 33 | own << 38
+    return words

@@ -1,0 +1,149 @@
+"""Static tables from counts: which contexts share a distribution, and what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.codec.dct.contexts import BINS, Contexts
+from dqcodec.codec.dct.tables import LARGEST, SYMBOLS, TOTAL, Tables
+from dqcodec.codec.dct.transform import angles
+
+Array = npt.NDArray[Any]
+
+
+def start_costs(order: Contexts) -> Array:
+    """float32 (contexts * 16,): bits of a symbol before anything was counted, from geometric distributions."""
+    means = np.array([0.12, 0.3, 0.45, 0.6, 0.8, 1, 1.3, 1.7, 2.3, 3.2, 4.5, 7, 0.9])
+    p = 1 / (1 + means)
+    m = np.arange(10)
+    tail = np.array([10, 12, 16, 24, 40, 72, 400])
+    prob = np.concatenate([p[:, None] * (1 - p[:, None]) ** m, (1 - p[:, None]) ** tail[:-1] - (1 - p[:, None]) ** tail[1:]], 1)
+    bits = -np.log2(np.maximum(prob, 1e-4))
+    coefficient = np.tile(np.repeat(bits, 2, 0), (order.pairs // BINS, 1))
+    side = np.full((order.sides, SYMBOLS), 4.0)
+    side[order.flag : order.flag + 3] = 1
+    return np.concatenate([coefficient, side]).astype(np.float32).ravel()
+
+
+def counted_costs(counts: Array) -> Array:
+    c = counts + 0.05
+    return -np.log2(c / c.sum(1, keepdims=True)).astype(np.float32).ravel()
+
+
+def costs(tables: Tables, order: Contexts) -> Array:
+    """float32 (contexts * 16,): bits of every symbol of every context, a sign or escape bit not counted."""
+    count = 2 * order.pairs
+    f = tables.coefficient.astype(float)
+    f[:, 1 : LARGEST + 1] *= 2
+    coefficient = -np.log2(f / TOTAL)[tables.context[:count]]
+    side = -np.log2(tables.side / TOTAL)[tables.context[count:]]
+    return np.concatenate([coefficient, side]).astype(np.float32).ravel()
+
+
+def cluster(counts: Array, k: int, rounds: int = 25) -> Array:
+    """Which of k groups each row of counts (n, 16) belongs to, so that coding takes few bits."""
+    total = counts.sum(1)
+    seen = np.flatnonzero(total)
+    c = counts[seen].astype(float)
+    mean = (c * np.arange(SYMBOLS)).sum(1) / total[seen]
+    by = np.argsort(mean, kind="stable")
+    share = np.cumsum(total[seen][by])
+    group = np.zeros(len(seen), np.int64)
+    group[by] = np.minimum((share - 1) * k // share[-1], k - 1)
+    k = min(k, len(seen))
+    for _ in range(rounds):
+        sums = np.zeros((k, SYMBOLS))
+        np.add.at(sums, group, c)
+        empty = np.flatnonzero(sums.sum(1) == 0)
+        p = sums + 0.02
+        bits = -np.log2(p / p.sum(1, keepdims=True))
+        cost = c @ bits.T
+        if len(empty):
+            own = (c + 0.02) / (c + 0.02).sum(1, keepdims=True)
+            loss = cost[np.arange(len(seen)), group] + (c * np.log2(own)).sum(1)
+            worst = np.argsort(-loss, kind="stable")[: len(empty)]
+            q = c[worst] + 0.02
+            bits[empty] = -np.log2(q / q.sum(1, keepdims=True))
+            cost = c @ bits.T
+        group = cost.argmin(1)
+    result = np.full(len(counts), -1)
+    result[seen] = group
+    return result
+
+
+def frequencies(sums: Array, signed: bool) -> Array:
+    """uint16 (K, 16) as Tables holds them, from counts (K, 16)."""
+    out = []
+    for row in sums:
+        weight = np.ones(SYMBOLS, np.int64)
+        if signed:
+            weight[1 : LARGEST + 1] = 2
+        row = row + 0.02
+        left = TOTAL - weight.sum()
+        f = 1 + np.floor(row / weight / row.sum() * left).astype(np.int64)
+        rest = TOTAL - (f * weight).sum()
+        # What is left goes to the most frequent symbols that it fits.
+        while rest:
+            gain = np.where(weight <= rest, row / weight / f, -1)
+            best = int(gain.argmax())
+            f[best] += 1
+            rest -= weight[best]
+        out.append(f)
+    return np.array(out, np.uint16)
+
+
+def make(counts: Array, order: Contexts, rotation: Array, offset: Array, dependent: bool, k: int = 52, m: int = 12) -> Tables:
+    """Tables of k coefficient and m side distributions from counts (contexts, 16)."""
+    count = 2 * order.pairs
+    context, found = [], []
+    for part, groups in ((counts[:count], k), (counts[count:], m)):
+        group = cluster(part, groups)
+        if part is counts[count:]:
+            pass
+        for i in np.flatnonzero(group < 0):  # never seen: as the nearest seen one before it of the same kind
+            step = 2 * BINS if len(part) == count else 1
+            near = next((j for d in range(1, 64) for j in (i - d * step, i + d * step) if 0 <= j < len(part) and group[j] >= 0), -1)
+            group[i] = group[near] if near >= 0 else 0
+        sums = np.zeros((group.max() + 1, SYMBOLS))
+        np.add.at(sums, group, part)
+        context.append(group.astype(np.uint8))
+        found.append(sums)
+    return Tables(
+        order.unit, np.concatenate(context), frequencies(found[0], True), frequencies(found[1], False),
+        rotation, offset, dependent,
+    )  # fmt: skip
+
+
+def rotations(moments: Array, k: int) -> Array:
+    """uint8 (k, 3): the angles of k rotations for images with moment matrices (n, 3, 3) of their pixel differences."""
+    m = moments / np.trace(moments, axis1=1, axis2=2)[:, None, None]
+    rng = np.random.default_rng(0)
+    k = min(k, len(m))
+    centre = best_rotation(m[rng.choice(len(m), k, replace=False)])
+    for _ in range(12):
+        group = nearest(moments, centre)
+        for g in range(k):
+            if (group == g).any():
+                centre[g] = best_rotation(m[group == g].sum(0)[None])[0]
+    turn = np.array([angles(u) for u in centre])
+    return np.unique(np.round(turn * 256).astype(np.int64) % 256, axis=0).astype(np.uint8)
+
+
+def best_rotation(m: Array) -> Array:
+    """float64 (n, 3, 3): eigenvectors of m (n, 3, 3) as rows, largest first, with fixed signs and determinant 1."""
+    _, v = np.linalg.eigh(m)
+    u = np.swapaxes(v, 1, 2)[:, ::-1].copy()
+    u[u[:, 0].sum(1) < 0, 0] *= -1
+    flip = np.take_along_axis(u[:, 1], np.abs(u[:, 1]).argmax(1)[:, None], 1)[:, 0] < 0
+    u[flip, 1] *= -1
+    u[np.linalg.det(u) < 0, 2] *= -1
+    return u
+
+
+def nearest(moments: Array, rotation: Array) -> Array:
+    """int64 (n,): of rotations (R, 3, 3) the one with the least sum of ln(8 + variance) for each moment matrix (n, 3, 3)."""
+    variance = np.einsum("rci,nij,rcj->nrc", rotation, moments, rotation, optimize=True)
+    return np.log(8 + variance).sum(2).argmin(1)
