@@ -51,7 +51,21 @@ def encode(
     keep: Annotated[float, typer.Option(help="Share of the images to keep, 0 < keep <= 1.")] = DEFAULTS.keep,
     bins: Annotated[int, typer.Option(help="Bins a class; the same share is kept of each.")] = DEFAULTS.bins,
     drop: Annotated[float, typer.Option(help="Share of the patches to drop, 0 <= drop < 1.")] = DEFAULTS.drop,
-    bits: Annotated[int, typer.Option(help="Bits a pixel value, 2 to 8.")] = DEFAULTS.bits,
+    transform: Annotated[
+        Literal["dct", "pixel"] | None,
+        typer.Option(help="How patches are coded.", show_default="dct, the smaller; pixel under 32 pixels"),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Nominal bits a value, 2 to 8: more is better and larger, one bit halves the error. "
+            "dct takes fractions.",
+            show_default="4 with dct, 6 with pixel",
+        ),
+    ] = DEFAULTS.bits,
+    effort: Annotated[
+        Literal["fast", "default", "best"], typer.Option(help="How long dct searches for fewer bytes.")
+    ] = "default",
     size: Annotated[
         int | None, typer.Option(help="Pixels a side.", show_default="as the images, at most 224")
     ] = DEFAULTS.size,
@@ -85,7 +99,7 @@ def encode(
     Samples are chosen by dataset quantization, unimportant patches dropped, pixels quantized and packed.
     --keep 1 --drop 0 keeps everything and trains no network.
     """
-    options = EncodeOptions(keep, bins, drop, bits, size, resize, patch, features, seed)
+    options = EncodeOptions(keep, bins, drop, transform, bits, effort, size, resize, patch, features, seed)
     with _Stages() as stages:
         result = encode_folder(
             source, output, options,
@@ -253,7 +267,7 @@ def _encode_table(result: EncodeResult) -> Table:
     table.add_row(
         "images are",
         f"{header.height} x {header.width} x {header.channels}",
-        f"patches of {header.patch}, {result.options.bits} bits",
+        f"patches of {header.patch}, {header.transform}, {result.options.bits:g} bits",
     )
     table.add_section()
     for stage, seconds in result.seconds.items():

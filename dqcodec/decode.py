@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.codec import pixel, quantize
+from dqcodec.codec.dct import coder
+from dqcodec.codec.dct.tables import Tables, default
 from dqcodec.container.reader import Reader
 from dqcodec.errors import FormatError, OptionError
-from dqcodec.patches import fill_mean, to_images
+from dqcodec.patches import fill_mean, split, to_images, to_units
 
 Array = npt.NDArray[Any]
 
@@ -30,7 +32,7 @@ FILLS = ("mean", "none")
 
 @dataclass(frozen=True)
 class Kept:
-    """Decoded levels of a batch, before anything is computed with them.
+    """Decoded levels of a batch of the transform pixel, before anything is computed with them.
 
     levels   int8 (K, C, p, p)   the kept patches of all samples, one sample after the other
     scale    uint8 (K,)          scale index of each of them
@@ -58,6 +60,9 @@ class DQZFile:
         self.path = Path(path)
         self._reader: Reader | None = Reader(path)
         self._process = os.getpid()
+        self._dct: coder.Format | None = None
+        if self._reader.header.transform == "dct":
+            self._form(self._reader)  # what is wrong with it should be known now
         self.fingerprint = self._reader.header.fingerprint
         self._identity = self._reader.identity
 
@@ -125,15 +130,44 @@ class DQZFile:
         """
         if fill not in FILLS:
             raise OptionError(f"fill: {fill!r}; allowed: {', '.join(FILLS)}")
+        images, mask = self.placed(indices)
+        if fill == "none" or mask.all():
+            return images
+        header = self.reader.header
+        return to_images(fill_mean(split(images, header.patch), mask), header.grid)
+
+    def placed(self, indices: Sequence[int] | Array) -> tuple[Array, Array]:
+        """Images uint8 (n, C, H, W) with dropped patches black, and the mask bool (n, P)."""
+        if self.reader.header.transform == "dct":
+            return self._placed_dct(indices)
         kept = self.kept(indices)
         patches = np.zeros((*kept.mask.shape, *kept.levels.shape[1:]), np.uint8)
         patches[kept.mask] = quantize.dequantize(kept.levels, kept.scale[:, None, None, None])
-        if fill == "mean":
-            patches = fill_mean(patches, kept.mask)
-        return to_images(patches, self.reader.header.grid)
+        return to_images(patches, self.reader.header.grid), kept.mask
+
+    def _placed_dct(self, indices: Sequence[int] | Array) -> tuple[Array, Array]:
+        reader, header, columns = self.reader, self.reader.header, self.reader.columns
+        wanted = [check_index(index, len(reader)) for index in indices]
+        mask = reader.mask(wanted)
+        form = self._form(reader)
+        units = np.ones((len(wanted), form.rows * form.columns), bool)
+        if "mask" in columns:
+            units = to_units(mask, header.grid, header.patch // form.unit)
+        colour = columns["colour"][wanted] if header.channels == 3 else None
+        try:
+            images = coder.decode(form, reader.read(wanted), units, self.scale[wanted], colour)
+        except FormatError as error:
+            raise reader.error(wanted[error.sample or 0], str(error)) from None
+        return images, mask
+
+    def _form(self, reader: Reader) -> coder.Format:
+        """What the samples of a file of the transform dct share."""
+        if self._dct is None:
+            self._dct = form_of(reader)
+        return self._dct
 
     def kept(self, indices: Sequence[int] | Array) -> Kept:
-        """Read, check and entropy-decode a batch."""
+        """Read, check and entropy-decode a batch of the transform pixel."""
         reader, header = self.reader, self.reader.header
         wanted = [check_index(index, len(reader)) for index in indices]
         mask = reader.mask(wanted)
@@ -169,6 +203,30 @@ class DQZFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def form_of(reader: Reader) -> coder.Format:
+    """Tables and geometry of a file of the transform dct; FormatError where they do not fit each other."""
+    header, columns, parameters = reader.header, reader.columns, reader.header.parameters
+    unit = parameters["unit"]
+    try:
+        if parameters["tables"] == "file":
+            names = ("context", "coefficient", "side")
+            tables = Tables(
+                unit, *(columns[f"tables/{name}"] for name in names),
+                rotation=columns.get("tables/rotation", np.zeros((1, 3), np.uint8)),
+                offset=np.array(parameters["offset"], np.int8), dependent=parameters["dependent"],
+            )  # fmt: skip
+        else:
+            tables = default(parameters["tables"], unit, parameters["offset"], parameters["dependent"])
+        if "mask" in columns and header.patch % unit:
+            raise FormatError(f"zarr.json: patches of {header.patch} cannot be cut into units of {unit}")
+        if "colour" in columns and int(columns["colour"].max()) >= len(tables.rotation):
+            bad = int(columns["colour"].argmax())
+            raise FormatError(f"colour: sample {bad} has {columns['colour'][bad]}; allowed: 0 to {len(tables.rotation) - 1}")
+    except FormatError as error:
+        raise type(error)(f"{reader.path}: {error}", path=reader.path, member=error.member) from None
+    return coder.Format(header.height, header.width, header.channels, tables)
 
 
 def open(path: str | Path) -> DQZFile:

@@ -19,11 +19,12 @@ import numpy.typing as npt
 
 from dqcodec import features
 from dqcodec.codec import pixel, quantize
+from dqcodec.codec.dct.coder import Format
 from dqcodec.container.spec import MAX_PATCHES, MAX_SIDE, Header, pack_mask, unpack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.errors import OptionError, OutputError, SourceError
 from dqcodec.parallel import default_workers, ordered_map
-from dqcodec.patches import drop_count, keep_mask, to_patches
+from dqcodec.patches import drop_count, keep_mask, to_patches, to_units
 from dqcodec.run import Progress, Run
 from dqcodec.selection import Selection, check_bins, check_keep, check_seed, select
 from dqcodec.sources.folder import Folder, scan
@@ -32,6 +33,7 @@ from dqcodec.sources.images import RESIZES, default_patch, default_size, probe, 
 if TYPE_CHECKING:
     import torch
 
+    from dqcodec.codec.dct.tables import Tables
     from dqcodec.models.proxy import Proxy
 
 Array = npt.NDArray[Any]
@@ -40,6 +42,11 @@ T = TypeVar("T")
 PROXY_SIZE = 64  # pixels a side that the proxy looks at; larger images are scaled down
 SCORE_BATCH = 64
 MAX_CLASS_BINS = 1 << 22  # classes x bins
+TRANSFORMS = ("dct", "pixel")
+EFFORTS = ("fast", "default", "best")
+DEFAULT_BITS = {"dct": 4.0, "pixel": 6.0}
+DCT_SIZE = 32  # pixels a side from which on dct is the default
+TRAINING_PIXELS, TRAINING_IMAGES = 25_000_000, 5000  # that static tables are trained on, at most
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,10 @@ class EncodeOptions:
     keep      share of the samples that are kept, 0 < keep <= 1
     bins      bins a class
     drop      share of the patches dropped of each image, 0 <= drop < 1
-    bits      bits a value, 2..8
+    transform "dct" (smaller), "pixel" (the papers' own); None: dct at 32 pixels and up
+    bits      nominal width of a value, 2..8: a step of 2^(8 - bits) grey levels; None: 4 with dct, 6 with pixel, which
+              takes whole bits only
+    effort    "fast", "default" or "best": how long dct searches
     size      pixels a side; None: as the data, at most 224
     resize    how other shapes become square: "squash", "crop" or "pad"
     patch     side of a patch in pixels; None: 16 at 224, 8 at 64, 4 at 32
@@ -60,7 +70,9 @@ class EncodeOptions:
     keep: float = 0.6
     bins: int = 10
     drop: float = 0.25
-    bits: int = 6
+    transform: str | None = None
+    bits: float | None = None
+    effort: str = "default"
     size: int | None = None
     resize: str = "squash"
     patch: int | None = None
@@ -73,8 +85,12 @@ class EncodeOptions:
         check_bins(self.bins)
         if not 0 <= self.drop < 1:
             raise OptionError(f"drop: {self.drop}; allowed: 0 <= drop < 1")
-        if not quantize.MIN_BITS <= self.bits <= quantize.MAX_BITS:
+        if self.transform is not None and self.transform not in TRANSFORMS:
+            raise OptionError(f"transform: {self.transform!r}; allowed: {', '.join(TRANSFORMS)}")
+        if self.bits is not None and not quantize.MIN_BITS <= self.bits <= quantize.MAX_BITS:
             raise OptionError(f"bits: {self.bits}; allowed: {quantize.MIN_BITS} to {quantize.MAX_BITS}")
+        if self.effort not in EFFORTS:
+            raise OptionError(f"effort: {self.effort!r}; allowed: {', '.join(EFFORTS)}")
         if self.size is not None and not 1 <= self.size <= MAX_SIDE:
             raise OptionError(f"size: {self.size}; allowed: 1 to {MAX_SIDE}")
         if self.resize not in RESIZES:
@@ -167,11 +183,17 @@ def encode(
             proxy = proxy or _train(images, device, run)
             with run.stage("patch scores"):
                 masks = _masks(images, proxy, kept, run)
+        if images.transform == "dct":
+            with run.stage("tables"):
+                pack = _dct(images, kept, masks, run)
+        else:
+            pack = _pixel(images)
         with run.stage("pack"):
-            written, scales = _pack(images, kept, masks, writer, run)
+            written, coded = _pack(images, kept, masks, pack, writer, run)
         with run.stage("write"):
             kept, masks = kept[written], None if masks is None else masks[written]
-            header = writer.finish(_header(images, run), _columns(images, kept, scales, masks, selection))
+            columns = {**_columns(images, kept, masks, selection), **coded, **pack.tables}
+            header = writer.finish(_header(images, pack, run), columns)
 
     return EncodeResult(
         Path(output), images.options, header, len(images), len(kept),
@@ -213,6 +235,19 @@ class _Images:
     @property
     def grid(self) -> tuple[int, int]:
         return self.size // self.patch, self.size // self.patch
+
+    @property
+    def transform(self) -> str:
+        return self.options.transform or ""
+
+    @property
+    def bits(self) -> float:
+        return self.options.bits or 0
+
+    @property
+    def unit(self) -> int:
+        """Side of the units of dct: the patch's, where patches are dropped, and 16 where none are."""
+        return next(n for n in (16, 8, 4) if self.patch % n == 0) if self.drops else 16
 
     @property
     def selects(self) -> bool:
@@ -271,12 +306,21 @@ def _look(folder: Folder, options: EncodeOptions, run: Run) -> _Images:
             f"nothing is dropped: {options.drop:g} of {patches} patches of {patch} pixels is under one; "
             "a smaller --patch or another --size has more"
         )
+    drops = drop_count(patches, options.drop) > 0
+    fits = not drops or patch % 4 == 0
+    transform = options.transform or ("dct" if size >= DCT_SIZE and fits else "pixel")
+    if transform == "dct" and not fits:
+        raise OptionError(f"patch: {patch} with dropped patches; dct allows multiples of 4, pixel any (--transform pixel)")
+    bits = DEFAULT_BITS[transform] if options.bits is None else options.bits
+    if transform == "pixel" and bits != int(bits):
+        raise OptionError(f"bits: {bits:g}; allowed with pixel: whole bits, {quantize.MIN_BITS} to {quantize.MAX_BITS}")
+    options = replace(options, size=size, patch=patch, transform=transform, bits=float(bits))
     small = sum(min(found.width, found.height) < size for found in probes)
     if small:
         counts = f"{small:,} of {len(probes):,} images are smaller than {size} pixels"
         run.notes.append(f"{counts} and were enlarged; choose a smaller --size to avoid that")
     channels = max(found.channels for found in probes)
-    return _Images(folder, np.array(usable), replace(options, size=size, patch=patch), size, patch, channels)
+    return _Images(folder, np.array(usable), options, size, patch, channels)
 
 
 def _read(images: _Images, scratch: IO[bytes], writer: Writer, run: Run) -> _Images:
@@ -355,41 +399,142 @@ def _masks(images: _Images, proxy: Proxy, kept: Array, run: Run) -> Array:
     return np.concatenate(out)
 
 
-def _pack(images: _Images, kept: Array, masks: Array | None, writer: Writer, run: Run) -> tuple[Array, Array]:
-    """Quantize, code and append the kept images; positions in `kept` that were written, and their scale indices."""
-    chosen, bits = images.usable[kept], images.options.bits
+@dataclass(frozen=True)
+class _Packer:
+    """How one image becomes bytes.
 
-    def pack(position: int) -> tuple[bytes, int]:
-        patches = to_patches(images.pixels(int(chosen[position])), images.patch)
-        if masks is not None:
-            patches = patches[unpack_mask(masks[position], len(patches))]
-        levels, scale = quantize.quantize(patches, bits)
-        return pixel.encode(levels, bits), scale
+    pack        from uint8 (H, W, C) and the mask bool (P,): payload and the sample's columns
+    parameters  of the transform, for the header
+    tables      columns that are the same for all samples
+    """
 
-    written, scales = [], []
+    pack: Callable[[Array, Array], tuple[bytes, dict[str, int]]]
+    parameters: dict[str, Any]
+    tables: dict[str, Array]
+
+
+def _pixel(images: _Images) -> _Packer:
+    bits = int(images.bits)
+
+    def pack(pixels: Array, mask: Array) -> tuple[bytes, dict[str, int]]:
+        levels, scale = quantize.quantize(to_patches(pixels, images.patch)[mask], bits)
+        return pixel.encode(levels, bits), {"bits": bits, "scale": scale}
+
+    return _Packer(pack, {}, {})
+
+
+def _dct(images: _Images, kept: Array, masks: Array | None, run: Run) -> _Packer:
+    """Train the static tables on some of the kept images; the built-in ones stay where they give the smaller file."""
+    from dqcodec.codec.dct import pack as dct
+    from dqcodec.codec.dct.tables import DEFAULT
+
+    options, channels = images.options, images.channels
+    q = dct.scale_index(images.bits, options.effort)
+    tables, own = _tables(images, kept, masks, q, run)
+    encoder = dct.Encoder(Format(images.size, images.size, channels, tables), options.effort)
+    width = round(images.bits)
+
+    def pack(pixels: Array, mask: Array) -> tuple[bytes, dict[str, int]]:
+        payload, colour = encoder.encode(pixels, _units(images, mask), q)
+        columns = {"bits": width, "scale": q}
+        return payload, columns | {"colour": colour} if channels == 3 else columns
+
+    parameters = {
+        "unit": tables.unit, "dependent": tables.dependent, "offset": tables.offset.tolist(),
+        "tables": "file" if own else DEFAULT,
+    }  # fmt: skip
+    names = ["context", "coefficient", "side"] + ["rotation"] * (channels == 3)
+    return _Packer(pack, parameters, {f"tables/{name}": getattr(tables, name) for name in names} if own else {})
+
+
+def _units(images: _Images, mask: Array) -> Array:
+    """uint8 (units,): which units the mask bool (P,) keeps."""
+    if images.drops:
+        return to_units(mask[None], images.grid, images.patch // images.unit)[0].astype(np.uint8)
+    return np.ones((-(-images.size // images.unit)) ** 2, np.uint8)
+
+
+def _tables(images: _Images, kept: Array, masks: Array | None, q: int, run: Run) -> tuple[Tables, bool]:
+    """The tables that give the smaller file, and whether they are its own: two passes over a sample of the images."""
+    from dqcodec.codec.dct import pack as dct
+    from dqcodec.codec.dct import train
+    from dqcodec.codec.dct.tables import DEFAULT, default
+
+    options, channels = images.options, images.channels
+    dependent = dct.dependent(options.effort)
+    limit = min(TRAINING_IMAGES, max(500, TRAINING_PIXELS // images.size**2))
+    chosen = np.sort(np.random.default_rng(options.seed).permutation(len(kept))[:limit])
+    built_in = default(DEFAULT, images.unit, dct.OFFSETS[dependent], dependent)
+    form = partial(Format, images.size, images.size, channels)
+
+    def each(function: Callable[[Array, Array], T], done: int) -> list[T]:
+        """The function of every chosen image and its units; images that cannot be read are left for later."""
+
+        def one(place: int) -> T:
+            mask = _mask(images, masks, place)
+            return function(images.pixels(int(images.usable[kept[place]])), _units(images, mask))
+
+        found = []
+        for position, result in enumerate(ordered_map(_attempt(one), chosen.tolist(), run.workers)):
+            if not isinstance(result, SourceError):
+                found.append(result)
+            run.progress("tables", done * len(chosen) + position + 1, 3 * len(chosen))
+        return found
+
+    rotation = built_in.rotation
+    encoder = dct.Encoder(form(built_in), options.effort)
+    if channels == 3:
+        moments = each(encoder.moments, 0)
+        if moments:
+            rotation = train.rotations(np.array(moments), dct.MAX_ROTATIONS)
+    tables, used = replace(built_in, rotation=rotation), 0
+    counts = []
+    for done in (1, 2):
+        encoder = dct.Encoder(form(tables), options.effort)
+        found = each(lambda pixels, units, encoder=encoder: encoder.count(pixels, units, q), done)  # type: ignore[misc]
+        if not found:
+            return built_in, False
+        counts.append(np.sum(found, 0))
+        used = len(found)
+        tables = train.make(counts[-1], encoder.form.order, rotation, dct.OFFSETS[dependent], dependent)
+    saved = dct.bits_of(counts[0], built_in, form(built_in)) - dct.bits_of(counts[1], tables, form(tables))
+    gain = saved / 8 * len(kept) / used
+    return (tables, True) if gain > dct.stored_size(tables) else (built_in, False)
+
+
+def _mask(images: _Images, masks: Array | None, position: int) -> Array:
+    patches = images.grid[0] * images.grid[1]
+    return np.ones(patches, bool) if masks is None else unpack_mask(masks[position], patches)
+
+
+def _pack(
+    images: _Images, kept: Array, masks: Array | None, packer: _Packer, writer: Writer, run: Run
+) -> tuple[Array, dict[str, Array]]:
+    """Code and append the kept images; positions in `kept` that were written, and their columns."""
+    chosen = images.usable[kept]
+
+    def pack(position: int) -> tuple[bytes, dict[str, int]]:
+        return packer.pack(images.pixels(int(chosen[position])), _mask(images, masks, position))
+
+    written, rows = [], []
     for position, packed in enumerate(ordered_map(_attempt(pack), range(len(chosen)), run.workers)):
         if isinstance(packed, SourceError):
             run.skip(packed)
         else:
-            payload, scale = packed
+            payload, row = packed
             writer.append(payload)
             written.append(position)
-            scales.append(scale)
+            rows.append(row)
         run.progress("pack", position + 1, len(chosen))
     _check_any(images.folder, len(written), run)
-    return np.array(written), np.array(scales)
+    return np.array(written), {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def _columns(
-    images: _Images, kept: Array, scales: Array, masks: Array | None, selection: Selection | None
+    images: _Images, kept: Array, masks: Array | None, selection: Selection | None
 ) -> dict[str, Array]:
-    """The columns of the samples in the file."""
-    columns = {
-        "label": images.labels[kept],
-        "bits": np.full(len(kept), images.options.bits),
-        "scale": scales,
-        "source_index": images.usable[kept],
-    }
+    """The columns of the samples in the file that do not depend on the transform."""
+    columns = {"label": images.labels[kept], "source_index": images.usable[kept]}
     if masks is not None:
         columns["mask"] = masks
     if selection is not None:
@@ -400,7 +545,7 @@ def _columns(
     return columns
 
 
-def _header(images: _Images, run: Run) -> Header:
+def _header(images: _Images, packer: _Packer, run: Run) -> Header:
     from PIL import __version__ as pillow
 
     from dqcodec import __version__
@@ -412,7 +557,10 @@ def _header(images: _Images, run: Run) -> Header:
         "creator": f"dqcodec {__version__}, Pillow {pillow}",
     }
     size = images.size
-    return Header(0, size, size, images.channels, images.patch, 1, images.folder.classes, extra=about)
+    return Header(
+        0, size, size, images.channels, images.patch, 1, images.folder.classes, images.transform, (images.transform,),
+        parameters=packer.parameters, extra=about,
+    )  # fmt: skip
 
 
 def _attempt(function: Callable[[int], T]) -> Callable[[int], T | SourceError]:

@@ -99,7 +99,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
         bad: list[tuple[int, str]] = []
         for batch in file.batches():
             try:
-                file.kept(batch)
+                file.placed(batch)
             except DQZError:
                 bad += _each(file, batch)
             if progress:
@@ -118,7 +118,7 @@ def _each(file: DQZFile, batch: range) -> list[tuple[int, str]]:
     bad = []
     for index in batch:
         try:
-            file.kept([index])
+            file.placed([index])
         except DQZError as error:
             bad.append((index, str(error).removeprefix(f"{file.path}: sample {index}: ").partition(". Run:")[0]))
     return bad

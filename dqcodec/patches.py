@@ -17,6 +17,19 @@ def to_patches(image: Array, patch: int) -> Array:
     return blocks.transpose(0, 2, 4, 1, 3).reshape(-1, channels, patch, patch)
 
 
+def split(images: Array, patch: int) -> Array:
+    """(n, C, H, W) -> (n, P, C, p, p), the inverse of `to_images`."""
+    n, channels, height, width = images.shape
+    blocks = images.reshape(n, channels, height // patch, patch, width // patch, patch).transpose(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(n, -1, channels, patch, patch)
+
+
+def to_units(mask: Array, grid: tuple[int, int], times: int) -> Array:
+    """The mask bool (n, P) of a grid whose patches are cut into `times` x `times` units each."""
+    units = mask.reshape(len(mask), *grid).repeat(times, 1).repeat(times, 2)
+    return units.reshape(len(mask), -1)
+
+
 def to_images(patches: Array, grid: tuple[int, int]) -> Array:
     """(n, P, C, p, p) -> (n, C, H, W), P = rows * columns of the grid."""
     n, _, channels, side, _ = patches.shape

@@ -108,10 +108,9 @@ class Reader:
                 )
         if ("bins/size" in columns) != ("bins/taken" in columns) or ("bin" in columns) != ("bins/size" in columns):
             raise FormatError("bin, bins/size and bins/taken come together or not at all", member="bins")
+        self._check_transform()
         if "bin" in columns:
-            group = spec.parse_json(self._member("bins/zarr.json", spec.MAX_ARRAY_JSON), "bins/zarr.json")
-            if not spec.is_group(group) or group.get("attributes", {}) != {}:
-                raise FormatError("bins/zarr.json: not a Zarr v3 group without attributes", member="bins")
+            self._check_group("bins")
             shape = columns["bins/size"].shape
             if shape != columns["bins/taken"].shape or shape[0] != len(header.classes) or shape[1] > spec.MAX_BINS:
                 raise FormatError(f"bins/size: shape {shape} does not fit {len(header.classes)} classes", member="bins")
@@ -122,6 +121,25 @@ class Reader:
                 raise FormatError(
                     "bins/taken: not the samples of the file, or more than bins/size", member="bins/taken"
                 )
+
+    def _check_transform(self) -> None:
+        """The columns that a transform has, and no others of their kind."""
+        header = self.header
+        colours = ("colour",) if header.channels == 3 else ()
+        tables = tuple(name for name in spec.TABLES if header.channels == 3 or name != "tables/rotation")
+        own = header.parameters.get("tables") == "file"
+        wanted = {*colours, *(tables if own else ())} if header.transform == "dct" else set()
+        for name in ("colour", *spec.TABLES):
+            if (name in wanted) != (name in self.columns):
+                reason = "is missing" if name in wanted else f"does not belong to this file of the transform {header.transform}"
+                raise FormatError(f"the column {name} {reason}", member=name)
+        if own:
+            self._check_group("tables")
+
+    def _check_group(self, name: str) -> None:
+        group = spec.parse_json(self._member(f"{name}/zarr.json", spec.MAX_ARRAY_JSON), f"{name}/zarr.json")
+        if not spec.is_group(group) or group.get("attributes", {}) != {}:
+            raise FormatError(f"{name}/zarr.json: not a Zarr v3 group without attributes", member=name)
 
     def _below(self, name: str, low: int, high: int | None) -> None:
         column = self.columns[name]

@@ -22,7 +22,7 @@ from dqcodec.errors import FormatError, UnsupportedFeatureError
 Array = npt.NDArray[Any]
 
 VERSION = (1, 0)
-FEATURES = frozenset({"pixel"})  # the required features that this version reads
+FEATURES = frozenset({"pixel", "dct"})  # the required features that this version reads
 
 ROOT = "zarr.json"
 PAYLOAD = "payload"
@@ -61,7 +61,16 @@ COLUMNS: Mapping[str, Column] = {
     "source_index": Column(1, ("uint8", "uint16", "uint32"), False),
     "bins/size": Column(2, ("uint8", "uint16", "uint32"), False),
     "bins/taken": Column(2, ("uint8", "uint16", "uint32"), False),
+    "colour": Column(1, ("uint8",), False),
+    "tables/context": Column(1, ("uint8",), False),
+    "tables/coefficient": Column(2, ("uint16",), False),
+    "tables/side": Column(2, ("uint16",), False),
+    "tables/rotation": Column(2, ("uint8",), False),
 }
+GROUPS = ("bins", "tables")  # what comes before the slash of a column
+TABLES = tuple(name for name in COLUMNS if name.startswith("tables/"))
+UNITS = (4, 8, 16)  # pixels a side of a unit of the transform dct
+MAX_OFFSET = 31  # of a reconstruction point, in 64ths of a step
 
 
 def chunk(column: str) -> str:
@@ -105,6 +114,7 @@ class Header:
     checksum_group  samples that share one checksum
     classes         names, by label
     transform       name of the codec
+    parameters      of the transform; dct: unit, dependent, offset, tables
     requires        features that a reader must know
     """
 
@@ -118,6 +128,7 @@ class Header:
     transform: str = "pixel"
     requires: tuple[str, ...] = ("pixel",)
     fingerprint: str = "0" * 64
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     user: Mapping[str, Any] = field(default_factory=dict)
 
@@ -137,12 +148,12 @@ class Header:
         return -(-self.samples // self.checksum_group)
 
     def shape(self, column: str) -> tuple[int, ...] | None:
-        """The shape that `column` must have; None where the file is free to choose (the bins)."""
+        """The shape that `column` must have; None where the file is free to choose (the bins, the tables)."""
         if column == "mask":
             return self.samples, -(-self.patches // 8)
         if column == "checksum":
             return (self.groups,)
-        return None if column.startswith("bins/") else (self.samples,)
+        return None if column.startswith(tuple(f"{group}/" for group in GROUPS)) else (self.samples,)
 
     def to_json(self) -> bytes:
         dqz = {
@@ -151,7 +162,7 @@ class Header:
             "samples": self.samples,
             "image": {"height": self.height, "width": self.width, "channels": self.channels},
             "patch": self.patch,
-            "transform": {"name": self.transform},
+            "transform": {"name": self.transform, **self.parameters},
             "checksum_group": self.checksum_group,
             "classes": list(self.classes),
             "fingerprint": self.fingerprint,
@@ -195,6 +206,7 @@ def parse_header(data: bytes) -> Header:
         )
     if name not in requires:
         raise FormatError(f"zarr.json: requires does not list the transform {name!r}", member=ROOT)
+    parameters = _dct_parameters(transform) if name == "dct" else {}
     classes = tuple(_strings(dqz, "classes"))
     check_classes(classes)
     fingerprint = _typed(dqz, "fingerprint", str)
@@ -203,10 +215,26 @@ def parse_header(data: bytes) -> Header:
     samples = _integer(dqz, "samples", 1, MAX_SAMPLES)
     group = _integer(dqz, "checksum_group", 1, MAX_SAMPLES)
     return Header(
-        samples, height, width, channels, patch, group, classes, name, requires, fingerprint,
+        samples, height, width, channels, patch, group, classes, name, requires, fingerprint, parameters,
         extra={key: value for key, value in dqz.items() if key not in _OWN},
         user=_typed(attributes, "user", dict) if "user" in attributes else {},
     )  # fmt: skip
+
+
+def _dct_parameters(transform: Mapping[str, Any]) -> dict[str, Any]:
+    """What the transform dct needs to know: unit, dependent, offset, tables."""
+    unit = _integer(transform, "unit", min(UNITS), max(UNITS))
+    if unit not in UNITS:
+        raise FormatError(f"zarr.json: unit is {unit}; allowed: {', '.join(map(str, UNITS))}", member=ROOT)
+    offset = _typed(transform, "offset", list)
+    if len(offset) != 3 or not all(_is_integer(value) and abs(value) <= MAX_OFFSET for value in offset):
+        raise FormatError(f"zarr.json: offset is not three integers up to {MAX_OFFSET}", member=ROOT)
+    return {
+        "unit": unit,
+        "dependent": _typed(transform, "dependent", bool),
+        "offset": offset,
+        "tables": _typed(transform, "tables", str),
+    }
 
 
 def check_classes(classes: tuple[str, ...]) -> None:

@@ -132,8 +132,9 @@ class Writer:
     def _write_columns(self, header: Header, columns: Mapping[str, Array]) -> None:
         total, unpacked = sum(self.lengths), 0
         self._write(f"{spec.PAYLOAD}/zarr.json", spec.array_json((total,), "uint8", compressed=False))
-        if any(name.startswith("bins/") for name in columns):
-            self._write("bins/zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+        for group in spec.GROUPS:
+            if any(name.startswith(f"{group}/") for name in columns):
+                self._write(f"{group}/zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
         for name in sorted(columns):
             column = spec.COLUMNS[name]
             array = spec.smallest(columns[name], column.dtypes)

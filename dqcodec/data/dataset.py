@@ -87,11 +87,16 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         """uint8 (n, C, H, W) on the dataset's device, without transforms."""
         if self.device.type != "cpu" and get_worker_info() is not None:
             raise OptionError(f"device: {self.device} cannot be used in DataLoader workers; set num_workers=0")
-        kept = self.file.kept(indices)
         header = self.file.reader.header
-        images = place(kept, header.grid, self.device, mean=self.fill != "none")
+        if header.transform == "dct":
+            decoded, kept = self.file.placed(indices)
+            images, mask = torch.from_numpy(decoded).to(self.device), torch.from_numpy(kept).to(self.device)
+        else:
+            images, mask = place(self.file.kept(indices), header.grid, self.device)
+        if self.fill != "none":
+            images = fill_mean(images, mask, header.patch)
         if self.mae is not None:
-            images = self.mae.fill(images, torch.from_numpy(kept.mask).to(self.device))
+            images = self.mae.fill(images, mask)
         return images
 
     def _sample(self, image: Tensor, target: int) -> tuple[Any, Any]:
@@ -106,10 +111,10 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         )
 
 
-def place(kept: Kept, grid: tuple[int, int], device: torch.device, mean: bool) -> Tensor:
-    """Dequantize, put the patches in place, fill the dropped ones with the mean colour or black.
+def place(kept: Kept, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Dequantize and put the patches in place: images uint8 (n, C, H, W), black where dropped, and the mask bool (n, P).
 
-    The same integers as DQZFile.images, which is the reference. Returns uint8 (n, C, H, W) on `device`.
+    The same integers as DQZFile.placed, which is the reference.
     """
     scales = torch.from_numpy(quantize.SCALES[kept.scale]).to(device)[:, None, None, None]
     levels = torch.from_numpy(kept.levels).to(device)
@@ -119,10 +124,18 @@ def place(kept: Kept, grid: tuple[int, int], device: torch.device, mean: bool) -
     _, channels, side, _ = values.shape
     patches = torch.zeros((n, count, channels, side, side), dtype=torch.uint8, device=device)
     patches[mask] = values
-    if mean and not bool(mask.all()):
-        pixels = mask.sum(1)[:, None] * side * side
-        total = patches.sum((1, 3, 4), dtype=torch.int64)  # dropped ones are 0
-        colour = ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)
-        patches = torch.where(mask[:, :, None, None, None], patches, colour[:, None, :, None, None])
     blocks = patches.reshape(n, *grid, channels, side, side).permute(0, 3, 1, 4, 2, 5)
-    return blocks.reshape(n, channels, grid[0] * side, grid[1] * side)
+    return blocks.reshape(n, channels, grid[0] * side, grid[1] * side), mask
+
+
+def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
+    """Images uint8 (n, C, H, W) whose dropped patches, now black, have the mean colour of the kept ones, rounded half up."""
+    if bool(mask.all()):
+        return images
+    n, channels, height, width = images.shape
+    pixels = mask.sum(1)[:, None] * patch * patch
+    total = images.sum((2, 3), dtype=torch.int64)
+    colour = ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)
+    grid = mask.reshape(n, 1, height // patch, width // patch)
+    kept = grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    return torch.where(kept, images, colour[:, :, None, None])

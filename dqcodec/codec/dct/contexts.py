@@ -30,7 +30,7 @@ CLASSES = {4: 16, 8: 64, 16: 62}  # position classes
 SUM_LIMITS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 21, 30)
 
 # Bin of the neighbour sum S, 0..105, and of "none" at LAST_BIN.
-SUM_BIN: Array = np.append(np.searchsorted(SUM_LIMITS, np.arange(7 * CAP + 1)), 12).astype(np.int8)
+SUM_BIN: Array = np.append(np.searchsorted(SUM_LIMITS, np.arange(7 * CAP + 1)), 12).astype(np.int32)
 
 
 def scan(size: int) -> Array:
@@ -50,11 +50,11 @@ def position_class(size: int, k: int, u: int, v: int) -> int:
 
 
 class Contexts(NamedTuple):
-    """The numbering for units of one size; flat arrays and integers, as the compiled functions want them.
+    """The numbering for units of one size; integers and flat arrays, as the compiled functions want them.
 
     unit      pixels a side
     position  int32 (336,)   by size (4, 8, 16) and scan index: place in the unit (8 bits), cell (10), class * 13 (10)
-    sum_bin   int8 (107,)    bin of a neighbour sum
+    sum_bin   int32 (107,)   bin of a neighbour sum
     pair      int32 (S,)     first context pair of a set's coefficients
     high, low int32 (S,)     first side context of a set for the two parts of `last`
     flag, pattern            side contexts

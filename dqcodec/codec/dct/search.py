@@ -1,7 +1,10 @@
-"""The encoder's search: which levels and which partition cost least, J = distortion + lam * bits (compiled by numba).
+"""The encoder's search: the levels of a block that cost least, J = distortion + lam * bits (compiled by numba).
 
 Coefficients are in steps, distortion in steps squared. Bits are those of the static tables, so what is chosen depends
 on nothing but the sample.
+
+A path remembers three diagonals of magnitudes (at most 15, four bits each, by row frequency u): that of the current
+coefficient and the two after it, which is as far as the neighbour sums look.
 """
 
 from __future__ import annotations
@@ -9,47 +12,83 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-from dqcodec.codec.dct.contexts import UNITS, contexts, scan
+from dqcodec.codec.dct.contexts import BINS, LOW_BITS, SUM_BIN, UNITS, Contexts, position_class, scan
 
-RING = 72  # bytes of a survivor's last 64 magnitudes, one that is always 0, and padding
-OUTSIDE = 64
+Array = npt.NDArray[Any]
+
+# No function that is compiled by these makes an array: so none counts references, which would take longer than a small
+# block's search.
+compiled = njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
+compiled_fast = njit(nogil=True, cache=True, error_model="numpy", _nrt=False, fastmath=True)
+
 FAR = np.float32(1e30)
+HALF = np.float32(0.5)
+# Dependent quantiser: coefficients up to NO_START start no block, under ONLY_ZERO they are set to 0 untried.
+NO_START, ONLY_ZERO = np.float32(0.9), np.float32(0.3)
+# The same for the plain quantiser, whose step is larger.
+PLAIN_NO_START, PLAIN_ONLY_ZERO = np.float32(0.6), np.float32(0.5)
+RAW_BITS = np.array([0] + [1] * 9 + [2, 3, 4, 5, 6, 11])  # of a coefficient symbol, sign included; of the last at least
+
+# uint64 constants: numba makes float64 of uint64 with any other integer.
+U0, U1, U2, U3, U4, U7, U8, U15, U16, U63, U64 = (np.uint64(n) for n in (0, 1, 2, 3, 4, 7, 8, 15, 16, 63, 64))
+LAST_BIN = np.uint64(2 * (BINS - 1))
+START = U4  # origin of a level where coding starts
+DOUBLE_BIN = (2 * SUM_BIN[:-1]).astype(np.uint8)
 
 
-def _neighbours() -> np.ndarray:
-    """int16 (336, 5): ring places of the five neighbours of each scan index, OUTSIDE where there is none."""
-    rows = []
+def _steps() -> Array:
+    """uint32 (336,) by size (4, 8, 16) and scan index: 4 u (6 bits), first of its diagonal (1), class * 26 (from 8)."""
+    words = []
     for size in UNITS:
         places = scan(size).tolist()
-        index = {(u, v): k for k, (u, v) in enumerate(places)}
-        for u, v in places:
-            near = [(u, v + 1), (u + 1, v), (u + 1, v + 1), (u, v + 2), (u + 2, v)]
-            rows.append([index[n] & 63 if n in index else OUTSIDE for n in near])
-    return np.array(rows, np.int16)
+        for k, (u, v) in enumerate(places):
+            first = k == 0 or sum(places[k - 1]) != u + v
+            words.append(4 * u | first << 6 | 2 * BINS * position_class(size, k, u, v) << 8)
+    return np.array(words, np.uint32)
 
 
-class Work(NamedTuple):
-    """Scratch of one search, made by `work`."""
-
-    ring: Any  # int8 (8 * RING,): survivors' magnitudes before and after a step
-    wide: Any  # the same memory as int64
-    cost: Any  # float32 (8,)
-    levels: Any  # int32 (4 * 256,): magnitude by scan index and next state
-    origin: Any  # int8 (4 * 256,): the state before, -1 where coding starts
-    near: Any  # int16 (336 * 5,)
+STEPS = _steps()
 
 
-def work() -> Work:
-    ring = np.zeros(8 * RING, np.int8)
-    return Work(
-        ring, ring.view(np.int64), np.zeros(8, np.float32), np.zeros(1024, np.int32), np.zeros(1024, np.int8),
-        _neighbours().ravel(),
-    )  # fmt: skip
+class Prices(NamedTuple):
+    """What the search weighs, made by `prices`.
+
+    row     uint16 (contexts,)    row of each context in `price`
+    price   float32 (rows * 16,)  lam * bits of each symbol, sign and raw bits included
+    low     float32 (S * 256,)    lam * bits of the low part of `last`, by block set and `last`
+    offset  float32 (8,)          of reconstruction points 0, 1, 2, 3 and more, in steps; then four zeros, for DC
+    lam     float32
+    """
+
+    row: Any
+    price: Any
+    low: Any
+    offset: Any
+    lam: Any
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+def prices(costs: Array, offset: Array, lam: float, order: Contexts) -> Prices:
+    """Prices from bits of every context (contexts * 16,), sign and raw bits not counted, and offsets (3,) in steps."""
+    bits = costs.reshape(-1, 16).astype(np.float64)
+    bits[: 2 * order.pairs] += RAW_BITS
+    rows, row = np.unique((lam * bits).astype(np.float32), axis=0, return_inverse=True)
+    low = np.zeros((len(order.low), 256), np.float32)
+    sizes = [*(size for size in UNITS if size <= order.unit), order.unit, order.unit]
+    for kind, size in enumerate(sizes):
+        n = LOW_BITS[size]
+        last = np.arange(256)
+        if n:
+            context = 2 * order.pairs + order.low[kind] + np.minimum(last >> n, 15)
+            low[kind] = lam * bits[context, last & ((1 << n) - 1)]
+    points = np.zeros(8, np.float32)
+    points[1:4] = offset
+    return Prices(row.ravel().astype(np.uint16), rows.ravel(), low.ravel(), points, np.float32(lam))
+
+
+@compiled
 def magnitude_bits(m):
     """(class symbol, raw bits with the sign) of magnitude m."""
     if m < 10:
@@ -70,134 +109,244 @@ def magnitude_bits(m):
     return 15, 11 + n
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def quantise(x, start, size2, pair, high, low, low_bits, costs, order, offset, dependent, lam, found, scratch):
-    """The levels of a block with least cost: (cost, last).
+@compiled
+def large(m, lam):
+    """(class symbol uint64, price of the raw bits that its own does not hold) of magnitude m."""
+    code, raw = magnitude_bits(m)
+    return np.uint64(code), lam * np.float32(max(raw - 11, 0))
 
-    x        float32 (>= size2,)   coefficients by scan index, DC without its prediction
-    costs    float32 (contexts * 16,)  bits of each symbol (sign and raw bits not counted)
-    found    int32 (>= size2,)     signed levels 0..last are written here
+
+@compiled
+def neighbour_bin(near, far, shift):
+    """Twice the bin of the neighbour sum at 4 u = shift, from the next diagonal and the one after it."""
+    n, f = near >> shift, far >> shift
+    total = ((n & U15) + (n >> U4 & U15)) * U2 + (f & U15) + (f >> U4 & U15) + (f >> U8 & U15)
+    return np.uint64(DOUBLE_BIN[total])
+
+
+@compiled
+def mask(condition):
+    """uint64: all ones if true, else 0."""
+    return U0 - np.uint64(condition)
+
+
+@compiled
+def choose(a, b, m):
+    """a where mask m is set, else b."""
+    return b ^ ((a ^ b) & m)
+
+
+@compiled
+def candidates(cost, price, r, zero, even, even_error, even_word, odd, odd_error):
+    """What a path may go on with: (cost with the better of 0 and the even magnitude, its word, cost with the odd one).
+
+    r is the row of prices, even and odd are symbols, zero is the squared error of 0.
     """
-    near, ring, wide = scratch.near, scratch.ring, scratch.wide
-    cost, levels, origin = scratch.cost, scratch.levels, scratch.origin
-    position, sum_bin = order.position, order.sum_bin
-    top = 0
-    tail = np.float32(0)
-    for k in range(size2 - 1, 0, -1):
-        a = abs(x[k])
-        if a > 0.9:
-            top = k
+    none = cost + (price[r] + zero)
+    some = cost + (price[r + even] + even_error)
+    return min(none, some), even_word & mask(some < none), cost + (price[r + odd] + odd_error)
+
+
+@compiled
+def cheaper(cost, near, far, now, word, cost2, near2, far2, now2, word2):
+    """Of two paths to a state the one of less cost: that, its diagonals, and its word for the trail; no branch."""
+    m = mask(cost2 < cost)
+    return min(cost, cost2), choose(near2, near, m), choose(far2, far, m), choose(now2, now, m), choose(word2, word, m)
+
+
+@compiled
+def distance(a, point, offset, dc):
+    """Squared error of |coefficient| a at reconstruction point `point` >= 0 (int32); dc is 4 for DC, else 0."""
+    d = a - np.float32(point) - offset[np.uint64(min(point, np.int32(3))) + dc]
+    return d * d
+
+
+@compiled
+def first_start(x, at, size2, limit):
+    """Scan index (uint64) of the last coefficient beyond limit, 0 if none is."""
+    end = at + size2
+    while end > at + U16:  # 16 at a time, which the compiler makes one test of
+        beyond = np.int32(0)
+        for i in range(U16):
+            beyond |= np.int32(abs(x[end - U16 + i]) > limit)
+        if beyond:
             break
-        tail += a * a
-    states = 4 if dependent else 1
-    for s in range(states):
-        cost[s] = FAR
-    side = 2 * order.pairs
-    for k in range(top, -1, -1):
-        a = abs(x[k])
-        square = a * a
-        word = position[start + k]
-        base = (pair + (word >> 18)) * 2
-        for s in range(4, 4 + states):
-            cost[s] = FAR
-        tiny = k > 0 and a < np.float32(0.3)
-        n = (start + k) * 5
-        n0, n1, n2, n3, n4 = near[n], near[n + 1], near[n + 2], near[n + 3], near[n + 4]
-        for s in range(states):
-            j = cost[s]
-            if j >= FAR:
-                continue
-            r = s * RING
-            total = ((ring[r + n0] + ring[r + n1]) << 1) + ring[r + n2] + ring[r + n3] + ring[r + n4]
-            q = s >> 1
-            context = (base + (sum_bin[total] << 1) + q) << 4
-            h = int((a + q) * np.float32(0.5)) if dependent else int(a)
-            lowest = h if h >= 2 else 0
-            highest = 0 if tiny else h + 1
-            for m in range(lowest, highest + 1):
-                if m == 0:
-                    bits = costs[context]
-                    distance = square
-                else:
-                    code, extra = magnitude_bits(m)
-                    bits = costs[context + code] + extra
-                    point = (m << dependent) - q
-                    d = a - np.float32(point)
-                    if k > 0:
-                        d -= offset[min(point, 3) - 1]
-                    distance = d * d
-                value = j + distance + lam * bits
-                if dependent:
-                    if s == 0:
-                        to = (m & 1) << 1
-                    elif s == 1:
-                        to = 2 - ((m & 1) << 1)
-                    elif s == 2:
-                        to = 1 + ((m & 1) << 1)
-                    else:
-                        to = 3 - ((m & 1) << 1)
-                else:
-                    to = 0
-                if value < cost[4 + to]:
-                    cost[4 + to] = value
-                    levels[(to << 8) + k] = m
-                    origin[(to << 8) + k] = s
-        if not tiny:
-            part = k >> low_bits
-            bits = costs[(side + high) * 16 + part]
-            if low_bits:
-                bits += costs[(side + low + part) * 16 + (k & ((1 << low_bits) - 1))]
-            j = tail + lam * bits
-            context = (base + 24) << 4
-            h = int(a * np.float32(0.5)) if dependent else int(a)
-            for m in range(h if h or k == 0 else 1, h + 2):
-                code, extra = magnitude_bits(m)
-                point = m << dependent
-                d = a - np.float32(point)
-                if k > 0:
-                    d -= offset[min(point, 3) - 1]
-                value = j + d * d + lam * (costs[context + code] + extra)
-                to = (m & 1) << 1 if dependent else 0
-                if value < cost[4 + to]:
-                    cost[4 + to] = value
-                    levels[(to << 8) + k] = m
-                    origin[(to << 8) + k] = -1
-        tail += square
-        if k == 0:
-            break
-        # Survivors' magnitudes follow them.
-        slot = k & 63
-        for s in range(states):
-            if cost[4 + s] >= FAR:
-                cost[s] = FAR
-                continue
-            before = origin[(s << 8) + k]
-            target = (4 + s) * (RING // 8)
-            if before < 0:
-                for i in range(8):
-                    wide[target + i] = 0
-            else:
-                source = before * (RING // 8)
-                for i in range(8):
-                    wide[target + i] = wide[source + i]
-            ring[(4 + s) * RING + slot] = min(levels[(s << 8) + k], 15)
-        for s in range(states):
-            cost[s] = cost[4 + s]
-            if cost[s] < FAR:
-                for i in range(8):
-                    wide[s * (RING // 8) + i] = wide[(4 + s) * (RING // 8) + i]
-    s = 0
-    for i in range(1, states):
-        if cost[4 + i] < cost[4 + s]:
-            s = i
-    best = cost[4 + s]
-    k = 0
+        end -= U16
+    k = end - at - U1
+    while k > U0 and abs(x[at + k]) <= limit:
+        k -= U1
+    return k
+
+
+@compiled_fast
+def energy(x, first, end):
+    """Sum of squares of x[first:end]."""
+    total = np.float32(0)
+    for i in range(first, end):
+        total += x[i] * x[i]
+    return total
+
+
+@compiled_fast
+def quantise_dependent(x, at, start, size2, kind, pair, high, low_bits, p, levels, trail):
+    """The levels of a block with least cost for the dependent quantiser: (cost, last, DC integer without prediction).
+
+    x       float32   coefficients by scan index from `at` on, DC without its prediction
+    pair    first context pair, high: context of the high part of `last` (all integers uint64)
+    levels  int32     signed levels 0..last are written here from `at` on
+    trail   uint64 (4 * 256,)   scratch: by scan index and state reached, magnitude * 8 + the state before
+    """
+    row, price, offset, lam = p.row, p.price, p.offset, p.lam
+    k = first_start(x, at, size2, NO_START)
+    tail = energy(x, at + k + U1, at + size2)
+    first_high = np.uint64(row[high]) << U4
+    low = kind << U8
+    c0 = c1 = c2 = c3 = FAR  # costs of the best path to each state
+    now0 = now1 = now2 = now3 = U0
+    near0 = near1 = near2 = near3 = U0
+    far0 = far1 = far2 = far3 = U0
     while True:
-        m = levels[(s << 8) + k]
-        found[k] = m if x[k] >= 0 else -m
-        before = origin[(s << 8) + k]
-        if before < 0:
+        a = abs(x[at + k])
+        square = a * a
+        step = np.uint64(STEPS[start + k])
+        shift = step & U63
+        base = (pair << U1) + (step >> U8)
+        r0 = np.uint64(row[base + neighbour_bin(near0, far0, shift)]) << U4
+        r1 = np.uint64(row[base + neighbour_bin(near1, far1, shift)]) << U4
+        r2 = np.uint64(row[base + neighbour_bin(near2, far2, shift) + U1]) << U4
+        r3 = np.uint64(row[base + neighbour_bin(near3, far3, shift) + U1]) << U4
+        t = k << U2
+        if a < ONLY_ZERO and k > U0:
+            c0 += square + price[r0]
+            c1, c2 = c2 + (square + price[r2]), c1 + (square + price[r1])
+            c3 += square + price[r3]
+            now1, now2 = now2, now1
+            near1, near2 = near2, near1
+            far1, far2 = far2, far1
+            trail[t], trail[t + U1], trail[t + U2], trail[t + U3] = U0, U2, U1, U3
+        else:
+            dc = U4 if k == U0 else U0
+            # Of each quantiser (points 2 m and 2 m - 1) the two magnitudes about a, one even, one odd; and 0 below 2.
+            h0, h1 = np.int32(a * HALF), np.int32(a * HALF + HALF)
+            even0, odd0 = (h0 + np.int32(1)) & np.int32(-2), h0 | np.int32(1)
+            even1, odd1 = (h1 + np.int32(1)) & np.int32(-2), h1 | np.int32(1)
+            de0 = distance(a, even0 << np.int32(1), offset, dc)
+            do0 = distance(a, odd0 << np.int32(1), offset, dc)
+            de1 = distance(a, max((even1 << np.int32(1)) - np.int32(1), np.int32(0)), offset, dc)
+            do1 = distance(a, (odd1 << np.int32(1)) - np.int32(1), offset, dc)
+            se0, so0, se1, so1 = np.uint64(even0), np.uint64(odd0), np.uint64(even1), np.uint64(odd1)
+            me0, mo0, me1, mo1 = se0 << U3, so0 << U3, se1 << U3, so1 << U3
+            if h0 > np.int32(7):
+                se0, more = large(even0, lam)
+                de0 += more
+                so0, more = large(odd0, lam)
+                do0 += more
+                se1, more = large(even1, lam)
+                de1 += more
+                so1, more = large(odd1, lam)
+                do1 += more
+            z0 = square if h0 < np.int32(2) else FAR
+            z1 = square if h1 < np.int32(2) else FAR
+            e0, m0, o0 = candidates(c0, price, r0, z0, se0, de0, me0, so0, do0)
+            e1, m1, o1 = candidates(c1, price, r1, z0, se0, de0, me0, so0, do0)
+            e2, m2, o2 = candidates(c2, price, r2, z1, se1, de1, me1, so1, do1)
+            e3, m3, o3 = candidates(c3, price, r3, z1, se1, de1, me1, so1, do1)
+            # Paths that start here.
+            rs = np.uint64(row[base + LAST_BIN]) << U4
+            j = tail + price[first_high + (k >> low_bits)] + p.low[low + k]
+            es = FAR if even0 == np.int32(0) and k > U0 else j + (price[rs + se0] + de0)
+            os = j + (price[rs + so0] + do0)
+            # Best path to each state: 0 and 1 lead to 0 and 2, 2 and 3 to 1 and 3.
+            c0, n0, f0, w0, b0 = cheaper(e0, near0, far0, now0, m0, o1, near1, far1, now1, mo0 | U1)
+            c0, n0, f0, w0, b0 = cheaper(c0, n0, f0, w0, b0, es, U0, U0, U0, me0 | START)
+            c1, n1, f1, w1, b1 = cheaper(e2, near2, far2, now2, m2 | U2, o3, near3, far3, now3, mo1 | U3)
+            c2, n2, f2, w2, b2 = cheaper(e1, near1, far1, now1, m1 | U1, o0, near0, far0, now0, mo0)
+            c2, n2, f2, w2, b2 = cheaper(c2, n2, f2, w2, b2, os, U0, U0, U0, mo0 | START)
+            c3, n3, f3, w3, b3 = cheaper(e3, near3, far3, now3, m3 | U3, o2, near2, far2, now2, mo1 | U2)
+            near0, near1, near2, near3 = n0, n1, n2, n3
+            far0, far1, far2, far3 = f0, f1, f2, f3
+            now0 = w0 | min(b0 >> U3, U15) << shift
+            now1 = w1 | min(b1 >> U3, U15) << shift
+            now2 = w2 | min(b2 >> U3, U15) << shift
+            now3 = w3 | min(b3 >> U3, U15) << shift
+            trail[t], trail[t + U1], trail[t + U2], trail[t + U3] = b0, b1, b2, b3
+        if k == U0:
             break
-        s = before
-        k += 1
-    return best, k
+        tail += square
+        if step & U64:
+            far0, far1, far2, far3 = near0, near1, near2, near3
+            near0, near1, near2, near3 = now0, now1, now2, now3
+            now0 = now1 = now2 = now3 = U0
+        k -= U1
+    best = min(min(c0, c1), min(c2, c3))
+    state = U0 if best == c0 else (U1 if best == c1 else (U2 if best == c2 else U3))
+    word = trail[state]
+    dc = max(2 * np.int64(word >> U3) - (np.int64(word >> U1) & 1), 0)
+    if x[at] < 0:
+        dc = -dc
+    while True:
+        word = trail[(k << U2) + state]
+        m = np.int32(word >> U3)
+        levels[at + k] = m if x[at + k] >= 0 else -m
+        state = word & U7
+        if state == START:
+            break
+        k += U1
+    return best, k, dc
+
+
+@compiled_fast
+def quantise_plain(x, at, start, size2, kind, pair, high, low_bits, p, levels):
+    """`quantise_dependent` for the plain quantiser: one path, the best so far."""
+    row, price, offset, lam = p.row, p.price, p.offset, p.lam
+    k = first_start(x, at, size2, PLAIN_NO_START)
+    tail = energy(x, at + k + U1, at + size2)
+    first_high = np.uint64(row[high]) << U4
+    low = kind << U8
+    cost = FAR
+    last = k
+    now = near = far = U0
+    while True:
+        a = abs(x[at + k])
+        square = a * a
+        step = np.uint64(STEPS[start + k])
+        shift = step & U63
+        base = (pair << U1) + (step >> U8)
+        r = np.uint64(row[base + neighbour_bin(near, far, shift)]) << U4
+        best = cost + (square + price[r])
+        m = np.int32(0)
+        if a >= PLAIN_ONLY_ZERO or k == U0:
+            dc = U4 if k == U0 else U0
+            h = np.int32(a)
+            below, above = np.uint64(h), np.uint64(h + np.int32(1))
+            d0 = distance(a, h, offset, dc)
+            d1 = distance(a, h + np.int32(1), offset, dc)
+            if h > np.int32(8):
+                below, more = large(h, lam)
+                d0 += more
+                above, more = large(h + np.int32(1), lam)
+                d1 += more
+            j = cost + (price[r + below] + d0)
+            if j < best:
+                best, m = j, h
+            j = cost + (price[r + above] + d1)
+            if j < best:
+                best, m = j, h + np.int32(1)
+            # A path that starts here.
+            rs = np.uint64(row[base + LAST_BIN]) << U4
+            begin = tail + price[first_high + (k >> low_bits)] + p.low[low + k]
+            j0 = begin + (price[rs + below] + d0) if h > np.int32(0) or k == U0 else FAR
+            j1 = begin + (price[rs + above] + d1)
+            if min(j0, j1) < best:
+                best, m, last = min(j0, j1), h + np.int32(j1 < j0), k
+                now = near = far = U0
+            now |= np.uint64(min(m, np.int32(15))) << shift
+        cost = best
+        levels[at + k] = m if x[at + k] >= 0 else -m
+        if k == U0:
+            break
+        tail += square
+        if step & U64:
+            now, near, far = U0, now, near
+        k -= U1
+    return cost, last, np.int64(levels[at])

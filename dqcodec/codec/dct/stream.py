@@ -1,7 +1,7 @@
 """The entropy decoder, one sample at a time: plain functions of integers and flat sequences.
 
-This is the reference, and the only text of it: `engine.py` compiles these very functions for the CPU, `cuda.py` for
-the GPU. So they use nothing but integers and indexing, and every function stands before the one that calls it.
+This is the reference, and the only text of it: `engine.py` compiles these very functions for the CPU and the GPU. So
+they use nothing but integers and indexing, and every function stands before the one that calls it.
 
 A sample's payload is one rANS stream. State x is 32 bits, words are 16 bits, probabilities 12 bits:
 
@@ -11,32 +11,33 @@ A sample's payload is one rANS stream. State x is 32 bits, words are 16 bits, pr
 
 The encoder starts at x = 1, so a decoder that is right ends there, with no word left. Whatever the bytes are, nothing
 is read or written outside the given buffers and every loop has a fixed end: a word is only taken while there is one,
-`last` is below the block's size, contexts and cells are bounded by the tables, and tables are checked when made.
+indices are masked to the size of their table, and `last` is below the size of the block.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from dqcodec.codec.dct.contexts import CELLS
+from dqcodec.codec.dct.tables import ESCAPE, PAIRS, POINTS, POSITION, SIDES, SUM_BIN
+
 NONE = -1  # activity of a cell that was not decoded
 NO_DC = -(2**31)  # DC of a cell that was not decoded
 MAX_DC = 1 << 20  # of a DC integer's absolute value
-QUANTISERS = 0b_11_01_00_10  # see `block`
+COEFFICIENTS = 2048  # where they start in `scratch`, after the cells
+FIRST = 106  # added to the neighbour sum of the first coefficient: its bin is the last
 
 
 def symbol(distribution: int, alias: Any, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
     """Decode one symbol: (symbol, x, p)."""
     bucket = (x >> 7) & 31
     rest = x & 127
-    entry = alias[(distribution << 5) + bucket]
-    inside = (rest - (entry & 255)) >> 63  # -1 where the slot is the bucket's own symbol's, else 0
-    own = (entry >> 38) | (128 << 12) | (bucket << 25)
-    other = (entry >> 8) & 0x3FFFFFFF
-    chosen = other ^ ((other ^ own) & inside)
+    entry = int(alias[(distribution << 5) + bucket])
+    chosen = (entry >> 38) | (128 << 12) | (bucket << 25) if rest < entry & 255 else (entry >> 8) & 0x3FFFFFFF
     x = ((chosen & 4095) + 1) * (x >> 12) + ((chosen >> 12) & 8191) - 128 + rest
-    need = ((x - 65536) >> 63) & ((p - end) >> 63)
-    x = (x << (need & 16)) | (int(words[p]) & need)
-    return chosen >> 25, x, p - need
+    need = ((x - 65536) >> 63) & ((p - end) >> 63)  # -1 or 0, without a branch that nothing could predict
+    x = (x << (need & 16)) | (int(words[p & 0x7FFFFFFF]) & need)
+    return (chosen >> 25) & 31, x, p - need
 
 
 def raw(count: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
@@ -44,12 +45,12 @@ def raw(count: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, int
     value = x & ((1 << count) - 1)
     x >>= count
     need = ((x - 65536) >> 63) & ((p - end) >> 63)
-    x = (x << (need & 16)) | (int(words[p]) & need)
+    x = (x << (need & 16)) | (int(words[p & 0x7FFFFFFF]) & need)
     return value, x, p - need
 
 
 def escape(code: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
-    """Decode the rest of an escape class, 0..5: (signed level, x, p).
+    """Decode the rest of an escape class, 0..5 (others count as 5): (signed level, x, p).
 
     Class c < 5 has a sign bit and c + 1 bits: magnitude 10, 12, 16, 24, 40 and that value. Class 5 has a sign bit and
     four bits n, at most 10, then n + 6 bits: magnitude 72 + 64 (2^n - 1) and that value.
@@ -62,56 +63,46 @@ def escape(code: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, i
         n = min(value >> 1, 10)
         rest, x, p = raw(n + 6, x, words, p, end)
         magnitude = 72 + 64 * ((1 << n) - 1) + rest
-    return magnitude - 2 * magnitude * (value & 1), x, p
+    return (-magnitude if value & 1 else magnitude), x, p
 
 
 def block(
-    start: int, cells: Any, first_cell: int, pair: int, last: int, origin: int, coefficients: Any,
-    order: Any, coding: Any, x: int, words: Any, p: int, end: int,
+    start: int, first_cell: int, pair: int, last: int, origin: int, scratch: Any, coding: Any,
+    x: int, words: Any, p: int, end: int,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Decode the coefficients of a block from scan index `last` to DC: (DC integer without its prediction, x, p).
 
-    Values, 64ths of a step, go to `coefficients` at `origin` + their place in the unit. The context of a coefficient
-    is its position class, the sum of five neighbours of higher frequency, and the quantiser that its state has.
+    Values, 64ths of a step, go to `scratch` at `origin` + their place in the unit. The context of a coefficient is its
+    position class, the sum of five neighbours of higher frequency, and the quantiser that its state has.
     """
-    position, sum_bin = order.position, order.sum_bin
-    pairs, alias, points = coding.pair, coding.alias, coding.points
-    lowest = first_cell + ((position[start + last] >> 8) & 1023) // 20 * 20
+    table, alias, transitions = coding.table, coding.alias, coding.transitions
+    diagonal = ((int(table[POSITION + ((start + last) & 511)]) >> 8) & 1023) // 20
+    lowest = (first_cell + diagonal * 20) & 2047
     for i in range(lowest, lowest + 60):  # this diagonal and the two after it, as far as the sums look
-        cells[i] = 0
+        scratch[i] = 0
     state = 0
-    extra = 106  # to the bin of the coefficient at `last`, whose sum is 0
-    for k in range(last, 0, -1):
-        word = int(position[start + k])
-        c = first_cell + ((word >> 8) & 1023)
-        total = ((int(cells[c + 20]) + int(cells[c + 21])) << 1) + int(cells[c + 41])
-        total += int(cells[c + 40]) + int(cells[c + 42])
-        both = int(pairs[pair + (word >> 18) + int(sum_bin[total + extra])])
+    extra = FIRST
+    for k in range(last, -1, -1):
+        word = int(table[POSITION + ((start + k) & 511)])
+        c = (first_cell + ((word >> 8) & 1023)) & 2047
+        total = ((int(scratch[c + 20]) + int(scratch[c + 21])) << 1) + int(scratch[c + 41])
+        total += int(scratch[c + 40]) + int(scratch[c + 42])
+        both = int(table[PAIRS + ((pair + (word >> 18) + int(table[SUM_BIN + ((total + extra) & 127)])) & 4095)])
         extra = 0
         quantiser = state >> 1
         s, x, p = symbol((both >> (quantiser << 3)) & 255, alias, x, words, p, end)
-        if s < 20:
-            point = int(points[(s << 1) | quantiser])
-            cells[c] = point & 15
-            coefficients[origin + (word & 255)] = point >> 4
+        if s < ESCAPE:
+            point = int(table[POINTS + ((s << 1) | quantiser)])
+            scratch[c] = point & 15
+            scratch[(origin + (word & 255)) & 0xFFFFFF] = point >> 4
         else:
-            level, x, p = escape(s - 20, x, words, p, end)
+            level, x, p = escape(s - ESCAPE, x, words, p, end)
             s = abs(level)
-            cells[c] = min(s, 15)
+            scratch[c] = min(s, 15)
             value = 64 * ((s << coding.dependent) - quantiser) + coding.far
-            coefficients[origin + (word & 255)] = value if level > 0 else -value
-        state = (coding.transitions >> ((state << 2) | ((s & 1) << 1))) & 3
-    word = int(position[start])
-    total = ((int(cells[first_cell + 20]) + int(cells[first_cell + 21])) << 1) + int(cells[first_cell + 41])
-    total += int(cells[first_cell + 40]) + int(cells[first_cell + 42])
-    both = int(pairs[pair + int(sum_bin[total + extra])])
-    quantiser = state >> 1
-    s, x, p = symbol((both >> (quantiser << 3)) & 255, alias, x, words, p, end)
-    if s < 20:
-        return ((int(points[(s << 1) | quantiser]) >> 4) + 32) >> 6, x, p
-    level, x, p = escape(s - 20, x, words, p, end)
-    value = (abs(level) << coding.dependent) - quantiser
-    return (value if level > 0 else -value), x, p
+            scratch[(origin + (word & 255)) & 0xFFFFFF] = value if level > 0 else -value
+        state = (transitions >> ((state << 2) | ((s & 1) << 1))) & 3
+    return (int(scratch[origin & 0xFFFFFF]) + 32) >> 6, x, p  # without the offset
 
 
 def predict(above: Any, left: Any, a: int, b: int, cells: int) -> int:
@@ -150,93 +141,88 @@ def activity(last: int, size: int) -> int:
 
 
 def coded_block(
-    kind: int, size: int, high: int, plane: int, column: int, row: int, edges: Any, coefficients: Any,
-    cells: Any, order: Any, coding: Any, x: int, words: Any, p: int, end: int,
+    kind: int, size: int, high: int, plane: int, column: int, row: int, place: int, edges: Any, scratch: Any,
+    order: Any, coding: Any, x: int, words: Any, p: int, end: int,
 ) -> tuple[int, int, int, int]:  # fmt: skip
-    """Decode a block of block set `kind` at cell (row, column) of its plane's edges: (last, activity, x, p).
+    """Decode a block of block set `kind` at cell (row, column) of the unit at `place`: (last, activity, x, p).
 
     `high` is the side context of the high part of `last`.
     """
+    table, alias = coding.table, coding.alias
     low_bits = 0 if size == 4 else (2 if size == 8 else 4)
-    last, x, p = symbol(int(coding.side[high]), coding.alias, x, words, p, end)
+    last, x, p = symbol(int(table[SIDES + high]) & 255, alias, x, words, p, end)
+    last &= 15
     if low_bits:
-        low, x, p = symbol(int(coding.side[int(order.low[kind]) + last]), coding.alias, x, words, p, end)
+        low, x, p = symbol(int(table[SIDES + int(order.low[kind]) + last]) & 255, alias, x, words, p, end)
         last = last << low_bits | low & (1 << low_bits) - 1
     start = 0 if size == 4 else (16 if size == 8 else 80)
-    unit = order.unit
-    inside = column % (unit >> 2)
-    origin = (plane << 8) + (row << 6) + (inside << 2)
+    planes = len(edges.dc_left) >> 2
+    origin = COEFFICIENTS + ((place * planes + plane) << 8) + (row << 6) + (column << 2)
     dc, x, p = block(
-        start, cells, (size >> 3) * 660, int(order.pair[kind]), last, origin, coefficients, order, coding,
-        x, words, p, end,
+        start, (size >> 3) * CELLS, int(order.pair[kind]), last, origin, scratch, coding, x, words, p, end
     )  # fmt: skip
     count = size >> 2
-    a, b = plane * edges.width + column, (plane << 2) + row
+    a, b = plane * edges.width + place * (order.unit >> 2) + column, (plane << 2) + row
     dc = min(max(dc + predict(edges.dc_above, edges.dc_left, a, b, count), -MAX_DC), MAX_DC)
-    coefficients[origin] = dc * 64
+    scratch[origin] = dc * 64
     active = activity(last, size)
     for i in range(count):
-        edges.dc_above[a + i] = edges.dc_left[b + i] = dc * 4 // count
+        edges.dc_above[a + i] = edges.dc_left[b + i] = dc * (4 // count)
         edges.activity_above[a + i] = edges.activity_left[b + i] = active
     return last, active, x, p
 
 
 def unit(
-    place: int, planes: int, edges: Any, coefficients: Any, lasts: Any, cells: Any,
+    place: int, planes: int, edges: Any, scratch: Any, lasts: Any,
     order: Any, coding: Any, x: int, words: Any, p: int, end: int,
 ) -> tuple[int, int, int]:  # fmt: skip
-    """Decode the unit in column `place` of its row: (pattern, x, p).
+    """Decode the unit at `place` in its row: (pattern, x, p).
 
-    coefficients  int32 (planes * 256,)   64ths of a step, rows of 16; must be 0 before
-    lasts         int32 (18,)             `last` of the luma block that starts at each 4 x 4 cell, then of the chroma
-    pattern       bit i set: quadrant i is four 4 x 4 blocks, else one of 8 x 8; -1: one block of the unit's size
+    scratch  int32, cells, then from COEFFICIENTS on (columns, planes, 256): 64ths of a step in rows of 16, 0 before
+    lasts    int32 (columns * 18,)   `last` of the luma block that starts at each 4 x 4 cell, then of the chroma blocks
+    pattern  bit i set: quadrant i is four 4 x 4 blocks, else one of 8 x 8; -1: one block of the unit's size
     """
+    table, alias = coding.table, coding.alias
+    above, left = edges.activity_above, edges.activity_left
     side = order.unit
     column = place * (side >> 2)
     pattern = -1
     if side == 16:
         flags = edges.flags
-        context = order.flag + int(flags[place]) + int(flags[edges.columns])
-        whole, x, p = symbol(int(coding.side[context]), coding.alias, x, words, p, end)
+        context = SIDES + order.flag + int(flags[place]) + int(flags[edges.columns])
+        whole, x, p = symbol(int(table[context]) & 255, alias, x, words, p, end)
         flags[place] = flags[edges.columns] = 1 if whole else 0
         if not whole:
-            pattern, x, p = symbol(int(coding.side[order.pattern]), coding.alias, x, words, p, end)
+            pattern, x, p = symbol(int(table[SIDES + order.pattern]) & 255, alias, x, words, p, end)
     elif side == 8:
-        pattern, x, p = symbol(int(coding.side[order.pattern]), coding.alias, x, words, p, end)
+        pattern, x, p = symbol(int(table[SIDES + order.pattern]) & 255, alias, x, words, p, end)
         pattern &= 1
     busiest = 0
     luma = side >> 3  # block set of a whole unit
     if pattern < 0:
-        high = int(order.high[luma]) + neighbours(
-            edges.activity_above, edges.activity_left, column, 0
+        high = int(order.high[luma]) + neighbours(above, left, column, 0)
+        lasts[place * 18], busiest, x, p = coded_block(
+            luma, side, high, 0, 0, 0, place, edges, scratch, order, coding, x, words, p, end
         )
-        last, busiest, x, p = coded_block(
-            luma, side, high, 0, column, 0, edges, coefficients, cells, order, coding, x, words, p, end
-        )
-        lasts[0] = last
     else:
-        quads = 4 if side == 16 else 1
-        for q in range(quads):
-            small = pattern >> q & 1
+        for quadrant in range(4 if side == 16 else 1):
+            small = pattern >> quadrant & 1
             for i in range(4 if small else 1):
-                row = (q >> 1 << 1) + (i >> 1)
-                at = column + ((q & 1) << 1) + (i & 1)
+                row = (quadrant >> 1 << 1) + (i >> 1)
+                at = ((quadrant & 1) << 1) + (i & 1)
                 kind = 0 if small else 1
-                high = int(order.high[kind]) + neighbours(edges.activity_above, edges.activity_left, at, row)
-                last, active, x, p = coded_block(
-                    kind, 4 if small else 8, high, 0, at, row, edges, coefficients, cells, order, coding,
-                    x, words, p, end,
-                )  # fmt: skip
-                lasts[(row << 2) + at - column] = last
+                high = int(order.high[kind]) + neighbours(above, left, column + at, row)
+                lasts[place * 18 + (row << 2) + at], active, x, p = coded_block(
+                    kind, 4 if small else 8, high, 0, at, row, place, edges, scratch, order, coding, x, words, p, end
+                )
                 busiest = max(busiest, active)
     for plane in range(1, planes):
         kind = luma + plane
-        own = neighbours(edges.activity_above, edges.activity_left, plane * edges.width + column, plane << 2)
+        own = neighbours(above, left, plane * edges.width + column, plane << 2)
         high = int(order.high[kind]) + busiest * 10 + (own + 1 >> 1)
-        last, busiest, x, p = coded_block(
-            kind, side, high, plane, column, 0, edges, coefficients, cells, order, coding, x, words, p, end
+        lasts[place * 18 + 15 + plane], busiest, x, p = coded_block(
+            kind, side, high, plane, 0, 0, place, edges, scratch, order, coding, x, words, p, end
         )
-        lasts[15 + plane] = last
     return pattern, x, p
 
 
@@ -250,7 +236,7 @@ def begin(payload: Any, first: int, length: int) -> tuple[int, int]:
 
 
 def forget(edges: Any, first: int, count: int) -> None:
-    """Mark what was at the left as not decoded, and `count` cells above from `first` on in each plane."""
+    """Mark what is at the left as not decoded, and in each plane `count` cells above from `first` on."""
     planes = len(edges.dc_left) >> 2
     for i in range(len(edges.dc_left)):
         edges.dc_left[i] = NO_DC
@@ -263,7 +249,7 @@ def forget(edges: Any, first: int, count: int) -> None:
 
 
 def row(
-    kept: Any, first: int, planes: int, edges: Any, coefficients: Any, patterns: Any, lasts: Any, cells: Any,
+    kept: Any, first: int, planes: int, edges: Any, scratch: Any, patterns: Any, lasts: Any,
     order: Any, coding: Any, x: int, words: Any, p: int, end: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Decode a row of units, of which `kept` from `first` on says which are there: (x, p)."""
@@ -271,9 +257,8 @@ def row(
     count = order.unit >> 2
     for place in range(edges.columns):
         if kept[first + place]:
-            part = coefficients[place * planes * 256 : (place + 1) * planes * 256]
             patterns[place], x, p = unit(
-                place, planes, edges, part, lasts[place * 18 : place * 18 + 18], cells, order, coding, x, words, p, end
+                place, planes, edges, scratch, lasts, order, coding, x, words, p, end
             )
         else:
             forget(edges, place * count, count)

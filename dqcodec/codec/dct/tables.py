@@ -6,15 +6,17 @@ distribution symbols 1..9 occur with either sign, at the stated frequency each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dqcodec.codec.dct.contexts import contexts
-from dqcodec.errors import FormatError
+from dqcodec.errors import FormatError, UnsupportedFeatureError
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +29,8 @@ BUCKETS = 32  # of an alias table
 MAX_TABLES = 256  # distributions
 MAX_ROTATIONS = 256
 MAX_OFFSET = 31
+POSITION, SUM_BIN, POINTS, SIDES, PAIRS = 0, 512, 640, 704, 1024  # places in Coding.table
+MAX_PAIRS = 4096
 TRANSITIONS = sum(n << 2 * i for i, n in enumerate((0, 2, 2, 0, 1, 3, 3, 1)))  # from state i // 2 on parity i % 2
 
 
@@ -76,34 +80,40 @@ class Tables:
     @cached_property
     def coding(self) -> Coding:
         """The tables as the decoder uses them."""
-        numbering = contexts(self.unit)
-        count = 2 * numbering.pairs
-        first = self.context[:count:2].astype(np.int32)
-        second = self.context[1:count:2].astype(np.int32)
-        frequency = np.concatenate([alphabet(self.coefficient, True), alphabet(self.side, False)])
-        side = self.context[count:].astype(np.int32) + len(self.coefficient)
+        order = contexts(self.unit)
+        count = 2 * order.pairs
+        table = np.zeros(PAIRS + MAX_PAIRS, np.int32)
         dependent = int(self.dependent)
-        return Coding(
-            first | second << 8, side, np.concatenate([alias(row) for row in frequency]), points(self.offset, dependent),
-            dependent, TRANSITIONS * dependent, int(self.offset[2]),
-        )  # fmt: skip
+        parts = {
+            POSITION: order.position, SUM_BIN: order.sum_bin, POINTS: points(self.offset, dependent),
+            SIDES: self.context[count:].astype(np.int32) + len(self.coefficient),
+            PAIRS: self.context[:count:2] | self.context[1:count:2].astype(np.int32) << 8,
+        }  # fmt: skip
+        for at, part in parts.items():
+            table[at : at + len(part)] = part
+        frequency = np.concatenate([alphabet(self.coefficient, True), alphabet(self.side, False)])
+        words = np.zeros(MAX_TABLES * BUCKETS, np.int64)
+        words[: frequency.size] = np.concatenate([alias(row) for row in frequency])
+        return Coding(table, words, dependent, TRANSITIONS * dependent, int(self.offset[2]))
 
 
 class Coding(NamedTuple):
-    """Flat arrays for the decoder.
+    """The tables as the decoder uses them; their sizes bound every index that a payload can make.
 
-    pair   int32 (pairs,)    distributions of a pair of contexts: quantiser 0 in bits 0..7, quantiser 1 in bits 8..15
-    side   int32 (sides,)    distribution of each side context
-    alias  int64 (32 x distributions,)   see `alias`
-    points int32 (64,)       by symbol and quantiser: reconstruction point in 64ths of a step, times 16, and the
-                             magnitude, at most 15
-    dependent, transitions, far   1 or 0, next states by state and parity (two bits each), offset of large magnitudes
+    table        int32 (PAIRS + MAX_PAIRS,), at these places:
+                 POSITION, SUM_BIN  see contexts.Contexts
+                 POINTS (64,)       by symbol and quantiser: reconstruction point in 64ths of a step, times 16, and the
+                                    magnitude, at most 15
+                 SIDES              distribution of each side context
+                 PAIRS              distributions of a pair of contexts: quantiser 0 in bits 0..7, quantiser 1 in 8..15
+    alias        int64 (32 x MAX_TABLES,), see `alias`
+    dependent    1 or 0
+    transitions  next states by state and parity, two bits each
+    far          offset of magnitudes that are no symbol of their own
     """
 
-    pair: Array
-    side: Array
+    table: Array
     alias: Array
-    points: Array
     dependent: int
     transitions: int
     far: int
@@ -174,3 +184,35 @@ def alias(frequency: Array) -> Array:
         own = max(int(frequency[i]) - 1, 0)
         words[i] = cut[i] | (int(frequency[other[i]]) - 1) << 8 | offset[i] + 128 << 20 | other[i] << 33 | own << 38
     return words
+
+
+DEFAULT = "default-1"  # name of the built-in tables; a change of their bytes would be another name
+
+
+def default(name: str, unit: int, offset: Sequence[int], dependent: bool) -> Tables:
+    """The built-in tables for units of 4, 8 or 16; UnsupportedFeatureError for a name that this version does not have."""
+    if name != DEFAULT:
+        raise UnsupportedFeatureError(
+            f"the file needs the built-in tables {name[:80]!r}; this version has {DEFAULT!r}", member="zarr.json"
+        )
+    return unpack((Path(__file__).parent / f"{name}-{unit}.bin").read_bytes(), unit, offset, dependent)
+
+
+def pack(tables: Tables) -> bytes:
+    """Tables as the bytes of a built-in file: K, M, R as uint16, context, coefficient, side, rotation; little-endian."""
+    sizes = [len(tables.coefficient), len(tables.side), len(tables.rotation)]
+    parts = [np.array(sizes, "<u2"), tables.context, tables.coefficient.astype("<u2"), tables.side.astype("<u2")]
+    return b"".join(part.tobytes() for part in [*parts, tables.rotation])
+
+
+def unpack(data: bytes, unit: int, offset: Sequence[int], dependent: bool) -> Tables:
+    """The inverse of `pack`."""
+    order = contexts(unit)
+    k, m, r = np.frombuffer(data, "<u2", 3).tolist()
+    ends = np.cumsum([6, 2 * order.pairs + order.sides, 32 * k, 32 * m, 3 * r]).tolist()
+    context, coefficient, side, rotation = (data[a:b] for a, b in zip(ends, ends[1:], strict=False))
+    return Tables(
+        unit, np.frombuffer(context, np.uint8), np.frombuffer(coefficient, "<u2").reshape(k, SYMBOLS),
+        np.frombuffer(side, "<u2").reshape(m, SYMBOLS), np.frombuffer(rotation, np.uint8).reshape(r, 3),
+        np.array(offset, np.int8), dependent,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,7 @@ from dqcodec.codec.dct.transform import angles
 
 Array = npt.NDArray[Any]
 
-
-def start_costs(order: Contexts) -> Array:
-    """float32 (contexts * 16,): bits of a symbol before anything was counted, from geometric distributions."""
-    means = np.array([0.12, 0.3, 0.45, 0.6, 0.8, 1, 1.3, 1.7, 2.3, 3.2, 4.5, 7, 0.9])
-    p = 1 / (1 + means)
-    m = np.arange(10)
-    tail = np.array([10, 12, 16, 24, 40, 72, 400])
-    prob = np.concatenate([p[:, None] * (1 - p[:, None]) ** m, (1 - p[:, None]) ** tail[:-1] - (1 - p[:, None]) ** tail[1:]], 1)
-    bits = -np.log2(np.maximum(prob, 1e-4))
-    coefficient = np.tile(np.repeat(bits, 2, 0), (order.pairs // BINS, 1))
-    side = np.full((order.sides, SYMBOLS), 4.0)
-    side[order.flag : order.flag + 3] = 1
-    return np.concatenate([coefficient, side]).astype(np.float32).ravel()
-
-
-def counted_costs(counts: Array) -> Array:
-    c = counts + 0.05
-    return -np.log2(c / c.sum(1, keepdims=True)).astype(np.float32).ravel()
+COEFFICIENT_TABLES, SIDE_TABLES = 52, 12  # distributions of a file
 
 
 def costs(tables: Tables, order: Contexts) -> Array:
@@ -44,9 +28,14 @@ def costs(tables: Tables, order: Contexts) -> Array:
 
 
 def cluster(counts: Array, k: int, rounds: int = 25) -> Array:
-    """Which of k groups each row of counts (n, 16) belongs to, so that coding takes few bits."""
+    """Which of k groups each row of counts (n, 16) belongs to, so that coding takes few bits; -1 for rows of zeros.
+
+    k-means with the cost n(context, symbol) * -log2 P_group(symbol), from groups of equal count by mean symbol.
+    """
     total = counts.sum(1)
     seen = np.flatnonzero(total)
+    if not len(seen):
+        return np.where(np.arange(len(counts)) == 0, 0, -1)
     c = counts[seen].astype(float)
     mean = (c * np.arange(SYMBOLS)).sum(1) / total[seen]
     by = np.argsort(mean, kind="stable")
@@ -95,26 +84,33 @@ def frequencies(sums: Array, signed: bool) -> Array:
     return np.array(out, np.uint16)
 
 
-def make(counts: Array, order: Contexts, rotation: Array, offset: Array, dependent: bool, k: int = 52, m: int = 12) -> Tables:
-    """Tables of k coefficient and m side distributions from counts (contexts, 16)."""
-    count = 2 * order.pairs
-    context, found = [], []
-    for part, groups in ((counts[:count], k), (counts[count:], m)):
+def make(counts: Array, order: Contexts, rotation: Array, offset: Sequence[int], dependent: bool) -> Tables:
+    """Tables from counts (contexts, 16)."""
+    border = 2 * order.pairs
+    parts = [(counts[:border], COEFFICIENT_TABLES, 2 * BINS), (counts[border:], SIDE_TABLES, 1)]
+    context, frequency = [], []
+    for part, groups, step in parts:
         group = cluster(part, groups)
-        if part is counts[count:]:
-            pass
-        for i in np.flatnonzero(group < 0):  # never seen: as the nearest seen one before it of the same kind
-            step = 2 * BINS if len(part) == count else 1
-            near = next((j for d in range(1, 64) for j in (i - d * step, i + d * step) if 0 <= j < len(part) and group[j] >= 0), -1)
-            group[i] = group[near] if near >= 0 else 0
         sums = np.zeros((group.max() + 1, SYMBOLS))
-        np.add.at(sums, group, part)
-        context.append(group.astype(np.uint8))
-        found.append(sums)
-    return Tables(
-        order.unit, np.concatenate(context), frequencies(found[0], True), frequencies(found[1], False),
-        rotation, offset, dependent,
-    )  # fmt: skip
+        np.add.at(sums, group[group >= 0], part[group >= 0])
+        context.append(lend(group, step).astype(np.uint8))
+        frequency.append(frequencies(sums, signed=step > 1))
+    return Tables(order.unit, np.concatenate(context), *frequency, rotation, np.array(offset, np.int8), dependent)
+
+
+def lend(group: Array, step: int) -> Array:
+    """Contexts that were never seen (-1) take the group of the nearest one seen a multiple of `step` away, or 0."""
+    group = group.copy()
+    seen = group >= 0
+    for start in range(step):
+        column, known = group[start::step], np.flatnonzero(seen[start::step])
+        if len(known):
+            places = np.arange(len(column))
+            right = np.clip(np.searchsorted(known, places), 0, len(known) - 1)
+            left = np.maximum(right - 1, 0)
+            nearer = np.where(np.abs(known[left] - places) <= np.abs(known[right] - places), left, right)
+            group[start::step] = column[known[nearer]]
+    return np.maximum(group, 0)
 
 
 def rotations(moments: Array, k: int) -> Array:

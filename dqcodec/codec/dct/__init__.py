@@ -1,0 +1,1 @@
+"""The transform `dct`: a block transform with dependent quantisation and static-context entropy coding."""

@@ -1,0 +1,107 @@
+"""The transform `dct`: images <-> payloads. `decode` and `encode` are all that others need.
+
+With numba the compiled functions run, and hold no interpreter lock; without it the plain Python reference, which gives
+the same integers and, but for float rounding, the same pixels, decodes about a thousand times slower.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.codec.dct import reference
+from dqcodec.codec.dct.contexts import Contexts, contexts
+from dqcodec.codec.dct.edges import Edges, edges
+from dqcodec.codec.dct.tables import Tables
+from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS, rotation_matrices
+from dqcodec.errors import FormatError
+
+Array = npt.NDArray[Any]
+
+try:
+    import importlib.util
+
+    COMPILED = importlib.util.find_spec("numba") is not None
+except ImportError:  # pragma: no cover
+    COMPILED = False
+
+
+@dataclass(frozen=True)
+class Format:
+    """What all samples of a file share.
+
+    height, width   pixels
+    channels        1 or 3
+    tables          the static tables; their unit is that of the file
+    """
+
+    height: int
+    width: int
+    channels: int
+    tables: Tables
+
+    @property
+    def unit(self) -> int:
+        return self.tables.unit
+
+    @property
+    def rows(self) -> int:
+        """Of units; the last one may reach beyond the image."""
+        return -(-self.height // self.unit)
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // self.unit)
+
+    @property
+    def order(self) -> Contexts:
+        return contexts(self.unit)
+
+    @cached_property
+    def rotations(self) -> Array:
+        """float32 (R, 3, 3)."""
+        return rotation_matrices(self.tables.rotation)
+
+    def edges(self) -> Edges:
+        return edges(self.columns, self.unit, self.channels)
+
+
+def decode(form: Format, payloads: Sequence[bytes], kept: Array, scale: Array, colour: Array | None) -> Array:
+    """Decode a batch.
+
+        payloads  n payloads
+        kept      bool (n, units)       units that are there, row by row
+        scale     uint8 (n,)            scale index q; the step is 0.5 * 2^(q / 16)
+        colour    uint8 (n,) or None    index of the rotation, with 3 channels
+        returns   uint8 (n, C, H, W)    0 where a unit is not there
+
+    Raises FormatError, with `sample` the place in the batch, where a payload does not end as it should.
+    """
+    count = len(payloads)
+    out = np.zeros((count, form.channels, form.height, form.width), np.uint8)
+    if not count:
+        return out
+    rotation = form.rotations[colour] if colour is not None else np.zeros((count, 3, 3), np.float32)
+    kept = np.ascontiguousarray(kept, np.uint8)
+    if not COMPILED:
+        bad = reference.decode(form, payloads, kept, STEPS[scale], rotation, out)
+    else:
+        from dqcodec.codec.dct import inverse
+
+        starts = np.cumsum([0, *map(len, payloads)])
+        longest = int(np.diff(starts).max())
+        bad = inverse.decode(
+            np.frombuffer(b"".join(payloads), np.uint8), starts, kept, STEPS[scale] / np.float32(64), CHROMA_STEP,
+            rotation.reshape(count, 9), form.height, form.width, form.channels, form.edges(), form.order,
+            form.tables.coding, np.zeros(reference.scratch_size(form), np.int32), np.zeros(longest // 2 + 1, np.uint16),
+            out.reshape(-1),
+        )  # fmt: skip
+    if bad >= 0:
+        raise FormatError("the coded stream does not end where its bytes end", sample=int(bad))
+    return out

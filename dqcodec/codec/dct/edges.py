@@ -1,0 +1,38 @@
+"""What the decoder remembers of the units above and at the left of the one that comes next."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Edges(NamedTuple):
+    """Flat arrays over cells of 4 x 4 pixels; plane k of those above starts at k * width, of those at the left at k * 4.
+
+    dc_above, dc_left              int32   DC integers times 16 / block side; NO_DC where nothing was decoded
+    activity_above, activity_left  int32   see stream.activity; NONE where nothing was decoded
+    flags                          int32 (columns + 1,)   whether a unit is one luma block: above, and at the left
+    width, columns                 cells and units in a row
+    """
+
+    dc_above: Array
+    dc_left: Array
+    activity_above: Array
+    activity_left: Array
+    flags: Array
+    width: int
+    columns: int
+
+
+def edges(columns: int, unit: int, planes: int) -> Edges:
+    """Edges for rows of so many units; `stream.forget` makes them new."""
+    width = columns * (unit >> 2)
+    above, left = planes * width, planes * 4
+    return Edges(
+        np.zeros(above, np.int32), np.zeros(left, np.int32), np.zeros(above, np.int32), np.zeros(left, np.int32),
+        np.zeros(columns + 1, np.int32), width, columns,
+    )  # fmt: skip

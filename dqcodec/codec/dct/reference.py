@@ -1,0 +1,87 @@
+"""The reference decoder: the functions of `stream.py` as they stand, and the inverse transform in plain numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.codec.dct import stream
+from dqcodec.codec.dct.transform import CHROMA_STEP, matrix
+
+if TYPE_CHECKING:
+    from dqcodec.codec.dct.coder import Format
+
+Array = npt.NDArray[Any]
+
+
+def scratch_size(form: Format) -> int:
+    """int32 entries that decoding a row of units needs."""
+    return stream.COEFFICIENTS + form.columns * form.channels * 256
+
+
+def parse(form: Format, payload: bytes, kept: Array) -> tuple[Array, Array, bool]:
+    """Entropy-decode one sample.
+
+        kept      uint8 (units,)
+        returns   int32 (units, C, 16, 16), 64ths of a step, blocks in their places; int32 (units,), the patterns
+                  (stream.unit), -1 where nothing is split; and whether the payload ended as it should
+    """
+    columns, planes, coding = form.columns, form.channels, form.tables.coding
+    coding = coding._replace(table=coding.table.tolist(), alias=coding.alias.tolist())  # lists are faster one by one
+    edges = form.edges()
+    coefficients = np.zeros((form.rows, columns, planes, 16, 16), np.int32)
+    patterns = np.full((form.rows, columns), -1, np.int32)
+    x, head = stream.begin(payload, 0, len(payload))
+    words = [*np.frombuffer(payload, "<u2", (len(payload) - head) // 2, head).tolist(), 0]
+    p, end = 0, len(words) - 1
+    stream.forget(edges, 0, edges.width)
+    for r in range(form.rows):
+        scratch = np.zeros(scratch_size(form), np.int32)
+        lasts = np.zeros(columns * 18, np.int32)
+        x, p = stream.row(
+            kept, r * columns, planes, edges, scratch, patterns[r], lasts, form.order, coding, x, words, p, end
+        )
+        coefficients[r] = scratch[stream.COEFFICIENTS :].reshape(columns, planes, 16, 16)
+    units = form.rows * columns
+    return coefficients.reshape(units, planes, 16, 16), patterns.reshape(-1), x == 1 and p == end
+
+
+def inverse(coefficients: Array, patterns: Array, step: float, unit: int) -> Array:
+    """float32 (units, C, unit, unit): the planes, from what `parse` returns."""
+    c = coefficients[:, :, :unit, :unit].astype(np.float32) * np.float32(step / 64)
+    c[:, 1:] *= CHROMA_STEP
+    d = matrix(unit)
+    planes = d.T @ c @ d
+    for n in np.flatnonzero(patterns >= 0):
+        for quadrant in range((unit // 8) ** 2):
+            y, x = quadrant // 2 * 8, quadrant % 2 * 8
+            size = 4 if patterns[n] >> quadrant & 1 else 8
+            d = matrix(size)
+            for v in range(y, y + 8, size):
+                for w in range(x, x + 8, size):
+                    planes[n, 0, v : v + size, w : w + size] = d.T @ c[n, 0, v : v + size, w : w + size] @ d
+    return planes
+
+
+def to_pixels(planes: Array, rotation: Array) -> Array:
+    """uint8 (units, C, s, s) of planes (units, C, s, s): value_i = clip(floor(sum_c U[c, i] Z_c + 128.5), 0, 255)."""
+    values = planes if planes.shape[1] == 1 else np.einsum("ci,nchw->nihw", rotation, planes)
+    return np.clip(np.floor(values + np.float32(128.5)), 0, 255).astype(np.uint8)
+
+
+def decode(form: Format, payloads: Sequence[bytes], kept: Array, steps: Array, rotation: Array, out: Array) -> int:
+    """Decode into `out`, uint8 (n, C, H, W), as coder.decode: the place of the first damaged payload, or -1."""
+    bad = -1
+    unit, rows, columns, channels = form.unit, form.rows, form.columns, form.channels
+    for n, payload in enumerate(payloads):
+        coefficients, patterns, whole = parse(form, payload, kept[n])
+        pixels = to_pixels(inverse(coefficients, patterns, float(steps[n]), unit), rotation[n])
+        pixels[kept[n] == 0] = 0
+        grid = pixels.reshape(rows, columns, channels, unit, unit).transpose(2, 0, 3, 1, 4)
+        out[n] = grid.reshape(channels, rows * unit, columns * unit)[:, : form.height, : form.width]
+        if not whole and bad < 0:
+            bad = n
+    return bad
