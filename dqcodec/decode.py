@@ -211,19 +211,20 @@ def form_of(reader: Reader) -> coder.Format:
     unit = parameters["unit"]
     try:
         if parameters["tables"] == "file":
-            names = ("context", "coefficient", "side")
+            rotation = columns.get("tables/rotation", np.zeros((1, 3), np.uint8))
             tables = Tables(
-                unit, *(columns[f"tables/{name}"] for name in names),
-                rotation=columns.get("tables/rotation", np.zeros((1, 3), np.uint8)),
-                offset=np.array(parameters["offset"], np.int8), dependent=parameters["dependent"],
+                unit, columns["tables/context"], columns["tables/coefficient"], columns["tables/side"], rotation,
+                np.array(parameters["offset"], np.int8), parameters["dependent"],
             )  # fmt: skip
         else:
             tables = default(parameters["tables"], unit, parameters["offset"], parameters["dependent"])
         if "mask" in columns and header.patch % unit:
             raise FormatError(f"zarr.json: patches of {header.patch} cannot be cut into units of {unit}")
         if "colour" in columns and int(columns["colour"].max()) >= len(tables.rotation):
-            bad = int(columns["colour"].argmax())
-            raise FormatError(f"colour: sample {bad} has {columns['colour'][bad]}; allowed: 0 to {len(tables.rotation) - 1}")
+            bad, top = int(columns["colour"].argmax()), len(tables.rotation) - 1
+            raise FormatError(
+                f"colour: sample {bad} has {columns['colour'][bad]}; allowed: 0 to {top}", member="colour"
+            )
     except FormatError as error:
         raise type(error)(f"{reader.path}: {error}", path=reader.path, member=error.member) from None
     return coder.Format(header.height, header.width, header.channels, tables)

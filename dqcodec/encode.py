@@ -88,7 +88,7 @@ class EncodeOptions:
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise OptionError(f"transform: {self.transform!r}; allowed: {', '.join(TRANSFORMS)}")
         if self.bits is not None and not quantize.MIN_BITS <= self.bits <= quantize.MAX_BITS:
-            raise OptionError(f"bits: {self.bits}; allowed: {quantize.MIN_BITS} to {quantize.MAX_BITS}")
+            raise OptionError(f"bits: {self.bits:g}; allowed: {quantize.MIN_BITS} to {quantize.MAX_BITS}")
         if self.effort not in EFFORTS:
             raise OptionError(f"effort: {self.effort!r}; allowed: {', '.join(EFFORTS)}")
         if self.size is not None and not 1 <= self.size <= MAX_SIDE:
@@ -310,7 +310,7 @@ def _look(folder: Folder, options: EncodeOptions, run: Run) -> _Images:
     fits = not drops or patch % 4 == 0
     transform = options.transform or ("dct" if size >= DCT_SIZE and fits else "pixel")
     if transform == "dct" and not fits:
-        raise OptionError(f"patch: {patch} with dropped patches; dct allows multiples of 4, pixel any (--transform pixel)")
+        raise OptionError(f"patch: {patch} with dropped patches; allowed with dct: multiples of 4; with pixel: any")
     bits = DEFAULT_BITS[transform] if options.bits is None else options.bits
     if transform == "pixel" and bits != int(bits):
         raise OptionError(f"bits: {bits:g}; allowed with pixel: whole bits, {quantize.MIN_BITS} to {quantize.MAX_BITS}")
@@ -450,7 +450,8 @@ def _dct(images: _Images, kept: Array, masks: Array | None, run: Run) -> _Packer
 def _units(images: _Images, mask: Array) -> Array:
     """uint8 (units,): which units the mask bool (P,) keeps."""
     if images.drops:
-        return to_units(mask[None], images.grid, images.patch // images.unit)[0].astype(np.uint8)
+        units: Array = to_units(mask[None], images.grid, images.patch // images.unit)[0].astype(np.uint8)
+        return units
     return np.ones((-(-images.size // images.unit)) ** 2, np.uint8)
 
 
@@ -458,7 +459,7 @@ def _tables(images: _Images, kept: Array, masks: Array | None, q: int, run: Run)
     """The tables that give the smaller file, and whether they are its own: two passes over a sample of the images."""
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct import train
-    from dqcodec.codec.dct.tables import DEFAULT, default
+    from dqcodec.codec.dct.tables import DEFAULT, MAX_ROTATIONS, default
 
     options, channels = images.options, images.channels
     dependent = dct.dependent(options.effort)
@@ -486,7 +487,7 @@ def _tables(images: _Images, kept: Array, masks: Array | None, q: int, run: Run)
     if channels == 3:
         moments = each(encoder.moments, 0)
         if moments:
-            rotation = train.rotations(np.array(moments), dct.MAX_ROTATIONS)
+            rotation = train.rotations(np.array(moments), MAX_ROTATIONS)
     tables, used = replace(built_in, rotation=rotation), 0
     counts = []
     for done in (1, 2):
@@ -530,9 +531,7 @@ def _pack(
     return np.array(written), {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _columns(
-    images: _Images, kept: Array, masks: Array | None, selection: Selection | None
-) -> dict[str, Array]:
+def _columns(images: _Images, kept: Array, masks: Array | None, selection: Selection | None) -> dict[str, Array]:
     """The columns of the samples in the file that do not depend on the transform."""
     columns = {"label": images.labels[kept], "source_index": images.usable[kept]}
     if masks is not None:

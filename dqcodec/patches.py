@@ -26,8 +26,8 @@ def split(images: Array, patch: int) -> Array:
 
 def to_units(mask: Array, grid: tuple[int, int], times: int) -> Array:
     """The mask bool (n, P) of a grid whose patches are cut into `times` x `times` units each."""
-    units = mask.reshape(len(mask), *grid).repeat(times, 1).repeat(times, 2)
-    return units.reshape(len(mask), -1)
+    units: Array = mask.reshape(len(mask), *grid).repeat(times, 1).repeat(times, 2).reshape(len(mask), -1)
+    return units
 
 
 def to_images(patches: Array, grid: tuple[int, int]) -> Array:

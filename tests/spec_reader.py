@@ -6,7 +6,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ KIB, MIB = 1 << 10, 1 << 20
 FULL = 0xFFFFFFFF  # in a ZIP field: its value is in the ZIP64 field
 ROOTS = np.array([2 ** (j / 16) for j in range(16)], np.float32)  # section 5: R[j]
 BINS = ("bin", "bins/size", "bins/taken")
+BUILT_IN = Path(__file__).parent.parent / "dqcodec" / "codec" / "dct"  # R-26: data, as the specification is
+DEFAULT_1 = {  # R-26: SHA-256 by unit
+    16: "33ec992a6ff578e03dbaeb6ff71b722c12e47fe0806ad667e610b22665a289e9",
+    8: "47cdcde91b85ae9ccf38cc46c6164a03de398e007616a32632749c8c8b743812",
+    4: "9a9baff4d875fcf1afcad6b6f955252ac0c3edd5e8aa358d093f83d8f88990cb",
+}
+CLASSES = {4: 16, 8: 64, 16: 62}  # section 7.2: position classes
+BIN_LIMITS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 21, 30)  # section 7.4
+NEXT_STATE = ((0, 2, 1, 3), (2, 0, 3, 1))  # R-31, of even and odd magnitudes
 Members = dict[str, tuple[int, memoryview]]  # name: CRC-32 and data
 
 
@@ -136,8 +145,18 @@ def read_root(members: Members) -> dict:
     version = re.fullmatch(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})", entry(dqz, "version", str))
     require(version is not None and int(version[1]) == 1, f"version {dqz['version']!r}")  # R-6
     for feature in entry(dqz, "requires", list):
-        require(feature == "pixel", f"requires the unknown feature {feature!r}")  # R-7
-    require("pixel" in dqz["requires"], "'requires' does not name the transform")
+        require(feature in ("pixel", "dct"), f"requires the unknown feature {feature!r}")  # R-7
+    transform = entry(dqz, "transform", dict)
+    name = entry(transform, "name", str)
+    require(name in ("pixel", "dct"), f"unknown transform {name!r}")  # R-8
+    require(name in dqz["requires"], "'requires' does not name the transform")
+    if name == "dct":  # R-24
+        require(entry(transform, "unit", int, 4, 16) in (4, 8, 16), f"units of {transform['unit']}")
+        entry(transform, "dependent", bool)
+        offset = entry(transform, "offset", list)
+        fits = len(offset) == 3 and all(type(value) is int and abs(value) <= 31 for value in offset)
+        require(fits, f"offset {offset}")
+        require(entry(transform, "tables", str) in ("file", "default-1"), f"tables {transform['tables']!r}")  # R-26
     fits = "consolidated_metadata" not in root and type(attributes.get("user", {})) is dict  # R-5
     require(fits, "consolidated metadata, or 'user' is not an object")
     entry(dqz, "samples", int, 1, 1 << 31)
@@ -147,7 +166,6 @@ def read_root(members: Members) -> dict:
     side = entry(dqz, "patch", int, 1, 4096)
     fits = height % side == width % side == 0 and (height // side) * (width // side) <= 65536
     require(fits, "the patch does not divide the image, or too many patches")
-    require(entry(entry(dqz, "transform", dict), "name", str) == "pixel", "unknown transform")  # R-8
     entry(dqz, "checksum_group", int, 1, 1 << 31)
     names = entry(dqz, "classes", list)
     fits = 1 <= len(names) <= 1 << 20 and all(type(name) is str for name in names)
@@ -191,6 +209,11 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         "bin": ((count,), "uint8 uint16", 0, top),
         "bins/size": ((classes, None), any_kind, 0, top),
         "bins/taken": ((classes, None), any_kind, 0, top),
+        "colour": ((count,), "uint8", 0, 255),
+        "tables/context": ((None,), "uint8", 0, 255),
+        "tables/coefficient": ((None, 16), "uint16", 1, 4096),
+        "tables/side": ((None, 16), "uint16", 1, 4096),
+        "tables/rotation": ((None, 3), "uint8", 0, 255),
     }
     chunks = {name: f"{name}/c" + "/0" * len(known[name][0]) for name in known}
     there = {"length", "label", "bits", "scale", "checksum"}
@@ -199,6 +222,14 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         there |= set(BINS)
         group = read_json(members, "bins/zarr.json", 64 * KIB, "group")
         require(group.get("attributes", {}) == {}, "the group 'bins' has attributes")
+    transform, rgb = dqz["transform"], dqz["image"]["channels"] == 3
+    expected = {"colour"} if transform["name"] == "dct" and rgb else set()
+    if transform["name"] == "dct" and transform["tables"] == "file":
+        expected |= {f"tables/{name}" for name in ("context", "coefficient", "side", "rotation")[: 3 + rgb]}
+        group = read_json(members, "tables/zarr.json", 64 * KIB, "group")
+        require(group.get("attributes", {}) == {}, "the group 'tables' has attributes")
+    found = {name for name in there if name == "colour" or name.startswith("tables/")}
+    require(found == expected, f"the columns {sorted(found)}, not {sorted(expected)}")
     metas = {name: array_meta(members, name, *known[name][:2]) for name in known if name in there}
     total = sum(math.prod(sizes) * dtype.itemsize for dtype, sizes, _ in metas.values())
     require(total <= 16 * len(members["payload/c/0"][1]) + 64 * MIB, f"columns of {total} bytes")
@@ -252,6 +283,268 @@ def decode(data: memoryview, bits: int, scale: int, shape: tuple[int, int, int, 
     return np.clip(np.rint(product).astype(np.int32) + 128, 0, 255).astype(np.uint8)
 
 
+def built_in(unit: int) -> list[np.ndarray]:
+    """R-26: context, coefficient, side and rotation of "default-1"."""
+    data = (BUILT_IN / f"default-1-{unit}.bin").read_bytes()
+    require(hashlib.sha256(data).hexdigest() == DEFAULT_1[unit], "not the tables of the specification")
+    coefficients, sides, rotations = struct.unpack("<3H", data[:6])
+    contexts = len(data) - 6 - 32 * (coefficients + sides) - 3 * rotations
+    shapes = [("u1", (contexts,)), ("<u2", (coefficients, 16)), ("<u2", (sides, 16)), ("u1", (rotations, 3))]
+    place, arrays = 6, []
+    for kind, shape in shapes:
+        arrays.append(np.frombuffer(data, kind, math.prod(shape), place).reshape(shape))
+        place += arrays[-1].nbytes
+    return arrays
+
+
+Buckets = list[tuple[int, int, int, int, int]]  # cut, F of the bucket's own symbol; other symbol, its offset and F
+
+
+def alias(frequencies: Sequence[int]) -> Buckets:
+    """Section 7.3: the slots of the 32 symbols of a distribution."""
+    cut, other, offset = list(frequencies), list(range(32)), [0] * 32
+    over = [i for i in range(32) if cut[i] > 128]
+    under = [i for i in range(32) if cut[i] < 128]
+    while over:
+        o, u = over.pop(), under.pop()
+        cut[o] -= 128 - cut[u]
+        other[u], offset[u] = o, cut[o]
+        if cut[o] < 128:
+            under.append(o)
+        if cut[o] > 128:
+            over.append(o)
+    for i in range(32):
+        cut[i], offset[i] = (0, 0) if cut[i] == 128 else (cut[i], offset[i] - cut[i])
+    return [(cut[i], frequencies[i], other[i], offset[i], frequencies[other[i]]) for i in range(32)]
+
+
+class Tables:
+    """Section 7.2: the first context of each kind and block set, the distribution of each context, the rotations."""
+
+    def __init__(self, dqz: dict, columns: dict[str, np.ndarray]):
+        unit = dqz["transform"]["unit"]
+        luma = [side for side in (4, 8, 16) if side <= unit]
+        sides, sets = [*luma, unit, unit], len(luma) + 2
+        *self.coefficient, first = np.cumsum([0, *(26 * CLASSES[side] for side in sides)]).tolist()
+        counts = [18] * len(luma) + [90] * 2 + [16] * sets + [3, 1]
+        *starts, total = np.cumsum([first, *counts]).tolist()
+        self.high, self.low, (self.flag, self.pattern) = starts[:sets], starts[sets:-2], starts[-2:]
+        names = ("context", "coefficient", "side", "rotation")
+        if dqz["transform"]["tables"] == "file":
+            grey = np.zeros((1, 3), np.uint8)
+            context, coefficient, side, self.rotation = (columns.get(f"tables/{name}", grey) for name in names)
+        else:
+            context, coefficient, side, self.rotation = built_in(unit)
+        k, m = len(coefficient), len(side)  # R-25
+        require(k + m <= 256 and len(self.rotation) <= 256, f"{k} + {m} distributions, {len(self.rotation)} rotations")
+        sums = coefficient.sum(axis=1) + coefficient[:, 1:10].sum(axis=1)
+        require(bool((sums == 4096).all() and (side.sum(axis=1) == 4096).all()), "frequencies of a wrong sum")
+        fits = len(context) == total and context[:first].max() < k and context[first:].max() < m
+        require(bool(fits), "tables/context: a wrong size or value")
+        signed = [alias([*f[:10], 0, *f[1:10], *f[10:], *[0] * 6]) for f in coefficient.tolist()]
+        plain = [alias([*f, *[0] * 16]) for f in side.tolist()]
+        self.buckets = [signed[j] for j in context[:first]] + [plain[j] for j in context[first:]]
+        require(bool((columns.get("colour", np.zeros(1)) < len(self.rotation)).all()), "a colour without rotation")
+
+
+class Stream:
+    """R-27: the state x and the words that are left."""
+
+    def __init__(self, data: memoryview):
+        length = len(data)
+        head = length if length <= 4 else 4 - length % 2
+        self.x = int.from_bytes(data[:head], "little")
+        self.words = [word for (word,) in struct.iter_unpack("<H", data[head:])][::-1]
+
+    def take(self, x: int) -> None:
+        """After each operation: the next word, if x is small and one is left."""
+        self.x = (x << 16) + self.words.pop() if x < 65536 and self.words else x
+
+    def raw(self, count: int) -> int:
+        """A number of bits."""
+        value = self.x % (1 << count)
+        self.take(self.x >> count)
+        return value
+
+    def symbol(self, buckets: Buckets) -> int:
+        """A symbol of a distribution."""
+        high, slot = divmod(self.x, 4096)
+        i, place = divmod(slot, 128)
+        cut, own, other, offset, its = buckets[i]
+        if place < cut:
+            self.take(own * high + place)
+            return i
+        self.take(its * high + offset + place)
+        return other
+
+    def end(self) -> None:
+        """R-28."""
+        require(self.x == 1 and not self.words, "the coded stream does not end as it must")
+
+
+def scan(side: int) -> list[tuple[int, int, int]]:
+    """Section 7.4: u, v and the position class of each place."""
+    places = [(u, v) for u in range(side) for v in range(side)]
+    places.sort(key=lambda p: (sum(p), p[sum(p) % 2 == 0]))
+    far = [21 + 2 * min(20, u + v - 6) + (2 * abs(u - v) > u + v) for u, v in places]
+    return [(u, v, k if side < 16 or k < 21 else far[k]) for k, (u, v) in enumerate(places)]
+
+
+def basis(side: int) -> np.ndarray:
+    """Section 7.7: D."""
+    k, x = np.mgrid[:side, :side]
+    return np.where(k, math.sqrt(2 / side), math.sqrt(1 / side)) * np.cos((2 * x + 1) * k * math.pi / (2 * side))
+
+
+SCAN, BASIS = {side: scan(side) for side in CLASSES}, {side: basis(side) for side in CLASSES}
+
+
+class DctSample:
+    """Section 7: decodes one sample; `cells` has DC integer and activity by plane, row and column of the cell."""
+
+    def __init__(self, stream: Stream, transform: dict, tables: Tables, there: np.ndarray, channels: int):
+        self.stream, self.tables = stream, tables
+        self.unit, self.dependent = transform["unit"], transform["dependent"]
+        self.offset = [0, *transform["offset"]]
+        self.cells: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self.whole: set[tuple[int, int]] = set()  # units whose luma is one block of 16
+        rows, across = there.shape
+        self.planes = np.zeros((channels, rows * self.unit, across * self.unit))  # in steps
+        for row, column in np.argwhere(there).tolist():
+            self.decode_unit(row, column)
+
+    def symbol(self, context: int) -> int:
+        """A symbol of the distribution of a context."""
+        return self.stream.symbol(self.tables.buckets[context])
+
+    def decode_unit(self, row: int, column: int) -> None:
+        """R-30."""
+        cells = self.unit // 4
+        top, left = row * cells, column * cells
+        chroma = {4: 1, 8: 2, 16: 3}[self.unit]  # the set of chroma 1
+        if self.unit == 4 or (self.unit == 16 and self.one_block(row, column)):
+            blocks = [(chroma - 1, top, left)]
+        else:
+            pattern = self.symbol(self.tables.pattern)
+            blocks = []
+            for i in range(self.unit**2 // 64):
+                y, x = top + i // 2 * 2, left + i % 2 * 2
+                quarters = [(0, y, x), (0, y, x + 1), (0, y + 1, x), (0, y + 1, x + 1)]
+                blocks += quarters if pattern >> i & 1 else [(1, y, x)]
+        activity = max([self.block(0, kind, y, x, self.near(0, y, x)) for kind, y, x in blocks])
+        for plane in range(1, len(self.planes)):
+            high = 10 * activity + (self.near(plane, top, left) + 1) // 2
+            activity = self.block(plane, chroma + plane - 1, top, left, high)
+
+    def one_block(self, row: int, column: int) -> bool:
+        """R-30, 1: the flag of a unit of 16."""
+        around = ((row, column - 1) in self.whole) + ((row - 1, column) in self.whole)
+        if self.symbol(self.tables.flag + around):
+            self.whole.add((row, column))
+        return (row, column) in self.whole
+
+    def near(self, plane: int, row: int, column: int) -> int:
+        """Section 7.5."""
+        around = [(plane, row - 1, column), (plane, row, column - 1)]
+        activities = [self.cells[cell][1] for cell in around if cell in self.cells]
+        return min(16, sum(activities) * 2 // len(activities)) if activities else 17
+
+    def prediction(self, plane: int, row: int, column: int, cells: int) -> int:
+        """Section 7.6: of the DC integer."""
+        above = [(plane, row - 1, column + i) for i in range(cells)]
+        beside = [(plane, row + i, column - 1) for i in range(cells)]
+        edges = [edge for edge in (above, beside) if edge[0] in self.cells]
+        if not edges:
+            return 0
+        total = sum(self.cells[cell][0] for edge in edges for cell in edge)
+        j = 1 + len(edges)
+        size = (abs(total) + 2 ** (j - 1)) >> j
+        return size if total > 0 else -size
+
+    def level(self, context: int) -> int:
+        """R-29, 2."""
+        s = self.symbol(context)
+        if s < 20:
+            return s if s < 10 else 10 - s
+        e = s - 20
+        if e < 5:
+            w = self.stream.raw(e + 2)
+            magnitude = 8 + 2 ** (e + 1) + w // 2
+        else:
+            w = self.stream.raw(5)
+            n = min(w // 2, 10)
+            magnitude = 72 + 64 * (2**n - 1) + self.stream.raw(n + 6)
+        return -magnitude if w % 2 else magnitude
+
+    def block(self, plane: int, kind: int, row: int, column: int, h: int) -> int:
+        """R-29, R-31: one block of the set `kind`, its place in cells; returns the activity."""
+        side = self.unit if plane else 4 << kind
+        cells = side // 4
+        high = self.symbol(self.tables.high[kind] + h) & 15
+        bits = {4: 0, 8: 2, 16: 4}[side]
+        last = high << bits
+        if bits:
+            last += self.symbol(self.tables.low[kind] + high) & (2**bits - 1)
+        v = np.zeros((side, side))
+        a = [[0] * (side + 2) for _ in range(side + 2)]
+        state = dc = 0
+        for k in range(last, -1, -1):
+            y, x, place = SCAN[side][k]
+            number = 12
+            if k < last:
+                around = 2 * (a[y][x + 1] + a[y + 1][x]) + a[y + 1][x + 1] + a[y][x + 2] + a[y + 2][x]
+                number = sum(limit < around for limit in BIN_LIMITS)
+            level = self.level(self.tables.coefficient[kind] + 26 * place + 2 * number + state // 2)
+            m = abs(level)
+            a[y][x] = min(15, m)
+            r = 2 * m - state // 2 if self.dependent and m else m
+            if self.dependent:
+                state = NEXT_STATE[m % 2][state]
+            value = 64 * r + self.offset[min(r, 3)] if r else 0
+            v[y, x] = math.copysign(value, level)
+            dc = r if level > 0 else -r
+        dc += self.prediction(plane, row, column, cells)
+        dc = max(-(2**20), min(2**20, dc))
+        v[0, 0] = 64 * dc
+        activity = 1 + int(math.log2(last * 256 // side**2)) if last else 0
+        for i, j in np.ndindex(cells, cells):
+            self.cells[plane, row + i, column + j] = (dc * 16 // side, activity)
+        pixels = BASIS[side].T @ (v / 64) @ BASIS[side]
+        self.planes[plane, 4 * row : 4 * row + side, 4 * column : 4 * column + side] = pixels
+        return activity
+
+    def pixels(self, q: int, turn: Sequence[int]) -> np.ndarray:
+        """Section 7.7: all pixels of all units, those of units that are not there without meaning."""
+        z = 0.5 * 2 ** (q / 16) * self.planes
+        if len(z) == 3:
+            z[1:] *= 1.08
+            (ca, cb, cc), (sa, sb, sc) = (f(2 * math.pi * np.array(turn) / 256) for f in (np.cos, np.sin))
+            u = [
+                [ca * cb, ca * sb * sc - sa * cc, ca * sb * cc + sa * sc],
+                [sa * cb, sa * sb * sc + ca * cc, sa * sb * cc - ca * sc],
+                [-sb, cb * sc, cb * cc],
+            ]
+            z = np.einsum("ji,jyx->iyx", np.array(u), z)
+        return np.clip(np.floor(z + 128.5), 0, 255).astype(np.uint8)
+
+
+def decode_dct(
+    data: memoryview, dqz: dict, tables: Tables, mask: np.ndarray, scale: int, turn: Sequence[int]
+) -> np.ndarray:
+    """Section 7: the pixel values (channel, kept patch, row, column) of one sample."""
+    height, width, channels = (dqz["image"][key] for key in ("height", "width", "channels"))
+    side, unit = dqz["patch"], dqz["transform"]["unit"]
+    across = width // side
+    there = np.ones((-(-height // unit), -(-width // unit)), bool)  # section 7.1
+    if not mask.all():
+        there = mask.reshape(-1, across).repeat(side // unit, 0).repeat(side // unit, 1)
+    stream = Stream(data)
+    sample = DctSample(stream, dqz["transform"], tables, there, channels)
+    stream.end()
+    image = sample.pixels(scale, turn)[:, :height, :width]
+    return image.reshape(channels, -1, side, across, side).swapaxes(2, 3).reshape(channels, -1, side, side)[:, mask]
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """Everything in the file: `images` (dropped patches 0), `mask`, `root` and `columns`."""
     with refusing(path):
@@ -277,12 +570,20 @@ def read(path: str | Path) -> dict[str, Any]:
             first, last = j * group, min((j + 1) * group, count)
             found = zlib.crc32(payload[ends[first] : ends[last]])
             require(found == checksum, f"samples {first} to {last - 1}: wrong checksum")
+        tables = Tables(dqz, columns) if dqz["transform"]["name"] == "dct" else None
+        fits = not tables or "mask" not in columns or side % dqz["transform"]["unit"] == 0  # R-24
+        require(fits, "units that do not divide the patch")
         images = np.zeros((count, channels, height // side, side, across, side), np.uint8)
         for n in range(count):
             kept = np.flatnonzero(mask[n])
             bits, scale = int(columns["bits"][n]), int(columns["scale"][n])
+            data = payload[ends[n] : ends[n + 1]]
             with refusing(f"sample {n}"):
-                value = decode(payload[ends[n] : ends[n + 1]], bits, scale, (channels, len(kept), side, side))
+                if tables:
+                    turn = tables.rotation[columns["colour"][n]] if channels == 3 else ()
+                    value = decode_dct(data, dqz, tables, mask[n], scale, turn)
+                else:
+                    value = decode(data, bits, scale, (channels, len(kept), side, side))
             images[n][:, kept // across, :, kept % across] = value.transpose(1, 0, 2, 3)  # R-21
         images = images.reshape(count, channels, height, width)
         return {"images": images, "mask": mask, "root": dqz, "columns": columns}

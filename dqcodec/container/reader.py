@@ -131,7 +131,11 @@ class Reader:
         wanted = {*colours, *(tables if own else ())} if header.transform == "dct" else set()
         for name in ("colour", *spec.TABLES):
             if (name in wanted) != (name in self.columns):
-                reason = "is missing" if name in wanted else f"does not belong to this file of the transform {header.transform}"
+                reason = (
+                    "is missing"
+                    if name in wanted
+                    else f"does not belong to this file of the transform {header.transform}"
+                )
                 raise FormatError(f"the column {name} {reason}", member=name)
         if own:
             self._check_group("tables")

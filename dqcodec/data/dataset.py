@@ -112,7 +112,7 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
 
 
 def place(kept: Kept, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Dequantize and put the patches in place: images uint8 (n, C, H, W), black where dropped, and the mask bool (n, P).
+    """Dequantize and put the patches in place: images uint8 (n, C, H, W), black where dropped, and the mask (n, P).
 
     The same integers as DQZFile.placed, which is the reference.
     """
@@ -129,10 +129,10 @@ def place(kept: Kept, grid: tuple[int, int], device: torch.device) -> tuple[Tens
 
 
 def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
-    """Images uint8 (n, C, H, W) whose dropped patches, now black, have the mean colour of the kept ones, rounded half up."""
+    """Images (n, C, H, W) whose dropped patches, so far black, take the mean colour of the kept, rounded half up."""
     if bool(mask.all()):
         return images
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     pixels = mask.sum(1)[:, None] * patch * patch
     total = images.sum((2, 3), dtype=torch.int64)
     colour = ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)

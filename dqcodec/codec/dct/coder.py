@@ -6,10 +6,10 @@ the same integers and, but for float rounding, the same pixels, decodes about a 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,7 @@ from dqcodec.errors import FormatError
 
 Array = npt.NDArray[Any]
 
-try:
-    import importlib.util
-
-    COMPILED = importlib.util.find_spec("numba") is not None
-except ImportError:  # pragma: no cover
-    COMPILED = False
+COMPILED = find_spec("numba") is not None
 
 
 @dataclass(frozen=True)

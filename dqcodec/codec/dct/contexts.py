@@ -43,7 +43,7 @@ def scan(size: int) -> Array:
 
 
 def position_class(size: int, k: int, u: int, v: int) -> int:
-    """Class of scan index k at (u, v): k itself in small blocks, the diagonal and its side further out in large ones."""
+    """Class of scan index k at (u, v): k itself, but the diagonal and its side further out in a block of 16 x 16."""
     if size < 16 or k < 21:
         return k
     return 21 + 2 * min(20, u + v - 6) + (2 * abs(u - v) > u + v)

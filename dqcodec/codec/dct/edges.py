@@ -11,7 +11,7 @@ Array = npt.NDArray[Any]
 
 
 class Edges(NamedTuple):
-    """Flat arrays over cells of 4 x 4 pixels; plane k of those above starts at k * width, of those at the left at k * 4.
+    """Flat arrays over cells of 4 x 4 pixels; plane k starts at k * width above, and at k * 4 at the left.
 
     dc_above, dc_left              int32   DC integers times 16 / block side; NO_DC where nothing was decoded
     activity_above, activity_left  int32   see stream.activity; NONE where nothing was decoded

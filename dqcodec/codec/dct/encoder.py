@@ -16,10 +16,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from dqcodec.codec.dct import stream
-from dqcodec.codec.dct.engine import build
+from dqcodec.codec.dct.engine import build, jit
 from dqcodec.codec.dct.search import (
     FAR,
     LAST_BIN,
@@ -521,7 +520,7 @@ def add_differences(pixels, at, step, count, total):
     total[5] += yz
 
 
-@njit(nogil=True, cache=True)
+@jit()
 def moments(pixels, height, width, kept, columns, unit):
     """Second moments of all differences of neighbouring pixels, the first of them in a kept unit.
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dqcodec.codec.dct import encoder, search, train
 from dqcodec.codec.dct.coder import Format
-from dqcodec.codec.dct.tables import BUCKETS, MAX_ROTATIONS, TOTAL, Tables, alias_parts, alphabet, pack
+from dqcodec.codec.dct.tables import BUCKETS, TOTAL, Tables, alias_parts, alphabet, pack
 from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS
 
 Array = npt.NDArray[Any]

@@ -25,9 +25,9 @@ def scratch_size(form: Format) -> int:
 def parse(form: Format, payload: bytes, kept: Array) -> tuple[Array, Array, bool]:
     """Entropy-decode one sample.
 
-        kept      uint8 (units,)
-        returns   int32 (units, C, 16, 16), 64ths of a step, blocks in their places; int32 (units,), the patterns
-                  (stream.unit), -1 where nothing is split; and whether the payload ended as it should
+    kept      uint8 (units,)
+    returns   int32 (units, C, 16, 16), 64ths of a step, blocks in their places; int32 (units,), the patterns
+              (stream.unit), -1 where nothing is split; and whether the payload ended as it should
     """
     columns, planes, coding = form.columns, form.channels, form.tables.coding
     coding = coding._replace(table=coding.table.tolist(), alias=coding.alias.tolist())  # lists are faster one by one
@@ -54,7 +54,7 @@ def inverse(coefficients: Array, patterns: Array, step: float, unit: int) -> Arr
     c = coefficients[:, :, :unit, :unit].astype(np.float32) * np.float32(step / 64)
     c[:, 1:] *= CHROMA_STEP
     d = matrix(unit)
-    planes = d.T @ c @ d
+    planes: Array = d.T @ c @ d
     for n in np.flatnonzero(patterns >= 0):
         for quadrant in range((unit // 8) ** 2):
             y, x = quadrant // 2 * 8, quadrant % 2 * 8
@@ -69,7 +69,8 @@ def inverse(coefficients: Array, patterns: Array, step: float, unit: int) -> Arr
 def to_pixels(planes: Array, rotation: Array) -> Array:
     """uint8 (units, C, s, s) of planes (units, C, s, s): value_i = clip(floor(sum_c U[c, i] Z_c + 128.5), 0, 255)."""
     values = planes if planes.shape[1] == 1 else np.einsum("ci,nchw->nihw", rotation, planes)
-    return np.clip(np.floor(values + np.float32(128.5)), 0, 255).astype(np.uint8)
+    pixels: Array = np.clip(np.floor(values + np.float32(128.5)), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def decode(form: Format, payloads: Sequence[bytes], kept: Array, steps: Array, rotation: Array, out: Array) -> int:

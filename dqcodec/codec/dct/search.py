@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from dqcodec.codec.dct.contexts import BINS, LOW_BITS, SUM_BIN, UNITS, Contexts, position_class, scan
+from dqcodec.codec.dct.engine import jit
 
 Array = npt.NDArray[Any]
 
 # No function that is compiled by these makes an array: so none counts references, which would take longer than a small
 # block's search.
-compiled = njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
-compiled_fast = njit(nogil=True, cache=True, error_model="numpy", _nrt=False, fastmath=True)
+compiled = jit(_nrt=False)
+compiled_fast = jit(_nrt=False, fastmath=True)
 
 FAR = np.float32(1e30)
 HALF = np.float32(0.5)

@@ -257,9 +257,7 @@ def row(
     count = order.unit >> 2
     for place in range(edges.columns):
         if kept[first + place]:
-            patterns[place], x, p = unit(
-                place, planes, edges, scratch, lasts, order, coding, x, words, p, end
-            )
+            patterns[place], x, p = unit(place, planes, edges, scratch, lasts, order, coding, x, words, p, end)
         else:
             forget(edges, place * count, count)
             edges.flags[place] = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +73,9 @@ class Tables:
         for name, frequency in spread.items():
             if (getattr(self, name) < 1).any() or (frequency.sum(1) != TOTAL).any():
                 raise FormatError(f"tables/{name}: frequencies are under 1 or do not add up to {TOTAL}")
-        if int(self.context[:count].max()) >= len(self.coefficient) or int(self.context[count:].max()) >= len(self.side):
+        if int(self.context[:count].max()) >= len(self.coefficient) or int(self.context[count:].max()) >= len(
+            self.side
+        ):
             raise FormatError("tables/context: a distribution that is not there", member="tables/context")
         if int(np.abs(self.offset.astype(int)).max()) > MAX_OFFSET:
             raise FormatError(f"tables/offset: beyond {MAX_OFFSET}", member="tables/offset")
@@ -120,7 +123,7 @@ class Coding(NamedTuple):
 
 
 def points(offset: Array, dependent: int) -> Array:
-    """int32 (64,), see Coding. Magnitude m of quantiser q is the point r = 2m - q (plain: m), 64 r + offset[min(r, 3)]."""
+    """int32 (64,), see Coding. Magnitude m of quantiser q is r = 2m - q (plain: m), its point 64 r + o[min(r, 3)]."""
     values = np.zeros(2 * BUCKETS, np.int32)
     for s in range(ESCAPE):
         m = s - MINUS if s > LARGEST else s
@@ -190,7 +193,7 @@ DEFAULT = "default-1"  # name of the built-in tables; a change of their bytes wo
 
 
 def default(name: str, unit: int, offset: Sequence[int], dependent: bool) -> Tables:
-    """The built-in tables for units of 4, 8 or 16; UnsupportedFeatureError for a name that this version does not have."""
+    """The built-in tables for units of 4, 8 or 16; UnsupportedFeatureError for another name."""
     if name != DEFAULT:
         raise UnsupportedFeatureError(
             f"the file needs the built-in tables {name[:80]!r}; this version has {DEFAULT!r}", member="zarr.json"
@@ -199,7 +202,7 @@ def default(name: str, unit: int, offset: Sequence[int], dependent: bool) -> Tab
 
 
 def pack(tables: Tables) -> bytes:
-    """Tables as the bytes of a built-in file: K, M, R as uint16, context, coefficient, side, rotation; little-endian."""
+    """Tables as the bytes of a built-in file: K, M, R (uint16), context, coefficient, side, rotation; little-endian."""
     sizes = [len(tables.coefficient), len(tables.side), len(tables.rotation)]
     parts = [np.array(sizes, "<u2"), tables.context, tables.coefficient.astype("<u2"), tables.side.astype("<u2")]
     return b"".join(part.tobytes() for part in [*parts, tables.rotation])
@@ -210,7 +213,7 @@ def unpack(data: bytes, unit: int, offset: Sequence[int], dependent: bool) -> Ta
     order = contexts(unit)
     k, m, r = np.frombuffer(data, "<u2", 3).tolist()
     ends = np.cumsum([6, 2 * order.pairs + order.sides, 32 * k, 32 * m, 3 * r]).tolist()
-    context, coefficient, side, rotation = (data[a:b] for a, b in zip(ends, ends[1:], strict=False))
+    context, coefficient, side, rotation = (data[a:b] for a, b in pairwise(ends))
     return Tables(
         unit, np.frombuffer(context, np.uint8), np.frombuffer(coefficient, "<u2").reshape(k, SYMBOLS),
         np.frombuffer(side, "<u2").reshape(m, SYMBOLS), np.frombuffer(rotation, np.uint8).reshape(r, 3),

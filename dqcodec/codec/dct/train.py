@@ -95,7 +95,9 @@ def make(counts: Array, order: Contexts, rotation: Array, offset: Sequence[int],
         np.add.at(sums, group[group >= 0], part[group >= 0])
         context.append(lend(group, step).astype(np.uint8))
         frequency.append(frequencies(sums, signed=step > 1))
-    return Tables(order.unit, np.concatenate(context), *frequency, rotation, np.array(offset, np.int8), dependent)
+    return Tables(
+        order.unit, np.concatenate(context), frequency[0], frequency[1], rotation, np.array(offset, np.int8), dependent
+    )
 
 
 def lend(group: Array, step: int) -> Array:
@@ -140,6 +142,7 @@ def best_rotation(m: Array) -> Array:
 
 
 def nearest(moments: Array, rotation: Array) -> Array:
-    """int64 (n,): of rotations (R, 3, 3) the one with the least sum of ln(8 + variance) for each moment matrix (n, 3, 3)."""
+    """int64 (n,): the rotation (R, 3, 3) with the least sum of ln(8 + variance) for each moment matrix (n, 3, 3)."""
     variance = np.einsum("rci,nij,rcj->nrc", rotation, moments, rotation, optimize=True)
-    return np.log(8 + variance).sum(2).argmin(1)
+    index: Array = np.log(8 + variance).sum(2).argmin(1)
+    return index

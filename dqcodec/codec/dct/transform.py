@@ -1,7 +1,7 @@
 """Colour rotation and cosine transform in plain numpy, and the tables that the compiled versions use.
 
-    planes  Z_c = sum_i U[c, i] (value_i - 128)        value_i = clip(floor(sum_c U[c, i] Z_c + 128.5), 0, 255)
-    block   C = D P D^T                                P = D^T C D
+planes  Z_c = sum_i U[c, i] (value_i - 128)        value_i = clip(floor(sum_c U[c, i] Z_c + 128.5), 0, 255)
+block   C = D P D^T                                P = D^T C D
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.codec.dct.contexts import UNITS, scan
+from dqcodec.codec.dct.contexts import scan
 
 Array = npt.NDArray[Any]
 
@@ -23,11 +23,12 @@ CHROMA_STEP = np.float32(1.08)  # steps of the second and third plane, in steps 
 
 @cache
 def matrix(size: int) -> Array:
-    """float32 (size, size): the orthonormal DCT-II, D[k, x] = sqrt(2 / size) cos((2x + 1) k pi / (2 size)), row 0 / sqrt(2)."""
+    """float32 (size, size): the orthonormal DCT-II, sqrt(2 / size) cos((2x + 1) k pi / (2 size)), row 0 / sqrt(2)."""
     k, x = np.mgrid[:size, :size]
     d = np.sqrt(2 / size) * np.cos((2 * x + 1) * k * np.pi / (2 * size))
     d[0] /= np.sqrt(2)
-    return d.astype(np.float32)
+    result: Array = d.astype(np.float32)
+    return result
 
 
 def rotation_matrices(angles: Array) -> Array:
@@ -56,15 +57,3 @@ def scan_places(size: int) -> Array:
     index = np.zeros((size, size), np.int64)
     index[places[:, 0], places[:, 1]] = np.arange(size * size)
     return index.ravel()
-
-
-@cache
-def all_scan_places() -> Array:
-    """int16 (336,): `scan_places` of sizes 4, 8, 16."""
-    return np.concatenate([scan_places(size) for size in UNITS]).astype(np.int16)
-
-
-def to_levels_planes(pixels: Array, u: Array) -> Array:
-    """Planes float32 (3, H, W) of pixels uint8 (H, W, 3)."""
-    x = pixels.astype(np.float32) - np.float32(128)
-    return np.ascontiguousarray(np.moveaxis(x @ u.T, -1, 0))

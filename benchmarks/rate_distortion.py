@@ -1,0 +1,358 @@
+"""How many bytes an image at equal PSNR, beside JPEG, WebP, JPEG XL and AVIF, and how fast is decoding?
+
+    pip install imagecodecs matplotlib
+    python benchmarks/rate_distortion.py FOLDER NAME [LIMIT]      FOLDER/<class>/*, results/rate-distortion-NAME.*
+        --size 64        halve the images (box filter) while they stay above 64 pixels, then cut the middle
+        --goals 31 33.7  PSNRs at which bytes are compared; the middle one is that of the times
+        --bits 3 3.5     nominal widths of ours
+        --others 2000    the other formats see so many images only
+
+Nothing is dropped. The .dqz counts whole, with all its columns; the others count their bare image files, one an image,
+each format with its better chroma format at each PSNR. LIMIT and --others take images evenly spaced over the folder;
+PSNR and SSIM of every format are those of the images that the others see, and so are the payloads of ours there, with
+an equal share of everything else in the file. Bytes between two settings are interpolated, log bytes against PSNR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+from common import RESULTS, save
+from contenders import Contender, contenders, versions
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+import dqcodec
+from dqcodec.container.spec import COLUMNS, PAYLOAD, Array, chunk
+from dqcodec.sources.folder import scan
+
+GOALS = (31.0, 33.7, 36.7)  # dB
+BITS = (2.6, 2.9, 3.2, 3.5, 3.8, 4.1, 4.4, 4.7)
+EFFORTS = ("fast", "default", "best")
+SSIM_IMAGES = 100
+ROUNDS, ENCODE_ROUNDS = 15, 3
+MARGIN = 2.0  # dB around the goals that the settings cover
+TARGETS: dict[tuple[int, str], dict[float, float]] = {  # bytes of ours / theirs, by side and family: at a PSNR
+    (224, "JPEG"): {31.0: 0.54, 33.7: 0.54, 36.7: 0.54},
+    (224, "WebP"): {31.0: 0.80, 33.7: 0.80, 36.7: 0.80},
+    (224, "JPEG XL"): {31.0: 0.70, 33.7: 0.70, 36.7: 0.70},
+    (224, "AVIF"): {31.0: 0.98, 33.7: 0.94, 36.7: 0.91},
+    (32, "WebP"): {30.0: 0.62},
+}
+DECODE_TARGETS = {"JPEG": 1.0, "WebP": 0.45, "JPEG XL": 0.45, "AVIF": 0.45}  # time of ours / theirs, at 224
+THREADS_TARGET = 1.8  # two threads against one
+ENCODE_TARGETS = {"fast": 4.0, "default": 8.0}  # ms, at 224
+COLUMNS_TARGET = 8.0  # bytes a sample, at 32
+
+Row = dict[str, Any]
+Curves = dict[str, list[Row]]
+
+
+def spread(count: int, limit: int | None) -> Array:
+    """`limit` of `count` indices, evenly spaced."""
+    taken = min(count, limit or count)
+    return np.arange(taken) * count // taken
+
+
+def reduced(image: Image.Image, size: int | None) -> Image.Image:
+    """Halved while it stays above `size`, then the middle square of that side."""
+    if size is None:
+        return image
+    while min(image.size) // 2 >= size:
+        image = image.reduce(2)
+    left, top = ((side - size) // 2 for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def prepare(source: Path, folder: Path, limit: int | None, size: int | None) -> Array:
+    """Write the images as PNGs to `folder`/<class>/; they come back as uint8 (N, H, W, 3), in the folder's order."""
+    names = scan(source).names
+    for index in spread(len(names), limit):
+        target = folder / names[index].partition("/")[0] / f"{index:07}.png"
+        target.parent.mkdir(exist_ok=True)
+        with Image.open(source / names[index]) as image:
+            reduced(image.convert("RGB"), size).save(target)
+    return np.stack([np.asarray(Image.open(folder / name)) for name in scan(folder).names])
+
+
+def psnr(decoded: Array, image: Array) -> float:
+    """dB over the three colours."""
+    return float(10 * np.log10(255**2 / max(float(np.mean((decoded.astype(np.float64) - image) ** 2)), 1e-2)))
+
+
+def quality(decoded: list[Array], images: Array) -> Row:
+    """Mean PSNR over all images, mean SSIM over some of them."""
+    some = spread(len(images), SSIM_IMAGES)
+    ssim = [structural_similarity(decoded[k], images[k], channel_axis=2) for k in some]
+    decibels = [psnr(*pair) for pair in zip(decoded, images, strict=True)]
+    return {"psnr": round(float(np.mean(decibels)), 3), "ssim": round(float(np.mean(ssim)), 5)}
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """Bytes in a .dqz: whole, payload, the columns that have a value a sample, the static tables."""
+    with ZipFile(path) as archive:
+        stored = {member.filename: member.compress_size for member in archive.infolist()}
+    columns = {name: stored.get(chunk(name), 0) for name in COLUMNS}
+    return {
+        "file": path.stat().st_size,
+        "payload": sum(size for name, size in stored.items() if name.startswith(f"{PAYLOAD}/c/")),
+        "columns": sum(size for name, size in columns.items() if "/" not in name),
+        "tables": sum(size for name, size in columns.items() if name.startswith("tables/")),
+    }
+
+
+def encode(folder: Path, path: Path, bits: float, effort: str, workers: int | None = None) -> dqcodec.EncodeResult:
+    options = dqcodec.EncodeOptions(keep=1, drop=0, bits=bits, effort=effort)
+    return dqcodec.encode(folder, path, options, workers=workers, overwrite=True)
+
+
+def ours(folder: Path, path: Path, images: Array, seen: Array, bits: float, effort: str) -> Row:
+    """One width and effort; `images` are those at the indices `seen`."""
+    encode(folder, path, bits, effort)
+    with dqcodec.open(path) as file:
+        decoded = [image.transpose(1, 2, 0) for k in seen for image in file.images([k])]
+        count, payload = len(file), int(file.reader.columns["length"][seen].sum())
+    found = sizes(path)
+    return {
+        "setting": bits,
+        "bytes": round(payload / len(seen) + (found["file"] - found["payload"]) / count, 2),
+        **quality(decoded, images),
+        **{f"{name}_bytes": round(size / count, 2) for name, size in found.items()},
+    }
+
+
+def theirs(contender: Contender, images: Array, setting: float) -> Row:
+    files = [contender.encode(image, setting) for image in images]
+    return {
+        "setting": setting,
+        "bytes": round(sum(map(len, files)) / len(files), 2),
+        **quality([contender.decode(file) for file in files], images),
+    }
+
+
+def useful(contender: Contender, images: Array, goals: list[float]) -> list[float]:
+    """The settings around the goals, judged by a few images."""
+    few = images[spread(len(images), 10)]
+    found = []
+    for setting in contender.settings:
+        reached = np.mean([psnr(contender.decode(contender.encode(image, setting)), image) for image in few])
+        if goals[0] - MARGIN < reached < goals[-1] + MARGIN:
+            found.append(setting)
+    return found
+
+
+def bytes_at(rows: list[Row], goal: float) -> float:
+    """Interpolated, log bytes against PSNR; nan outside."""
+    rows = sorted(rows, key=lambda row: float(row["psnr"]))
+    logs = np.log([row["bytes"] for row in rows])
+    return float(np.exp(np.interp(goal, [row["psnr"] for row in rows], logs, np.nan, np.nan)))
+
+
+def nearest(rows: list[Row], goal: float) -> Row:
+    return min(rows, key=lambda row: float(abs(row["psnr"] - goal)))
+
+
+def compare(curves: Curves, formats: list[Contender], goals: list[float], side: int) -> list[Row]:
+    """Ours against each family, at each goal; None where a goal is not reached."""
+    found = []
+    for family in dict.fromkeys(contender.family for contender in formats):
+        names = [contender.name for contender in formats if contender.family == family]
+        for goal in goals:
+            mine, rest = bytes_at(curves["ours"], goal), {name: bytes_at(curves[name], goal) for name in names}
+            better = min(names, key=lambda name: rest[name] if rest[name] > 0 else np.inf)
+            values = {"ours": mine, "theirs": rest[better], "ratio": mine / rest[better]}
+            found.append({
+                "psnr": goal, "format": better,
+                **{key: None if np.isnan(value) else round(value, 3) for key, value in values.items()},
+                "target": TARGETS.get((side, family), {}).get(goal),
+            })  # fmt: skip
+    return found
+
+
+def efforts(curves: Curves, others: list[Row]) -> list[Row]:
+    """Bytes of the other efforts against those of the default one, each at its own PSNR."""
+    return [{**row, "ratio": round(row["bytes"] / bytes_at(curves["ours"], row["psnr"]), 4)} for row in others]
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple[Contender, float]]) -> dict[str, Row]:
+    """ms an image, bytes to pixels, of `images`, which are ours at `seen`: the median and the fastest of the rounds.
+
+    Everything takes its turn in each round; the ratio is the median of those within a round.
+    """
+
+    def decode_all(contender: Contender, files: list[bytes]) -> None:
+        for data in files:
+            contender.decode(data)
+
+    halves = np.array_split(seen, 2)
+    with dqcodec.open(path) as file, ThreadPoolExecutor(2) as pool:
+        jobs: dict[str, Callable[[], Any]] = {
+            "ours": lambda: file.images(seen),
+            "ours, two threads": lambda: list(pool.map(file.images, halves)),
+        }
+        for name, (contender, setting) in chosen.items():
+            files = [contender.encode(image, setting) for image in images]
+            jobs[name] = partial(decode_all, contender, files)
+        for job in jobs.values():
+            job()
+        rounds = [{name: seconds(job) for name, job in jobs.items()} for _ in range(ROUNDS)]
+    return {
+        name: {
+            "ms": round(median(found[name] for found in rounds) * 1e3 / len(seen), 4),
+            "fastest": round(min(found[name] for found in rounds) * 1e3 / len(seen), 4),
+            "ours/this": round(median(found["ours"] / found[name] for found in rounds), 3),
+        }
+        for name in jobs
+    }
+
+
+def encode_times(folder: Path, path: Path, bits: float) -> dict[str, Row]:
+    """ms an image by stage for each effort on one worker, [median, fastest]; beside it reading the PNGs alone."""
+    files = [folder / name for name in scan(folder).names]
+
+    def read() -> None:
+        for name in files:
+            np.asarray(Image.open(name).convert("RGB"))
+
+    reading, rounds = [], []
+    for _ in range(ENCODE_ROUNDS):  # compiled they are: the curves came first
+        reading.append(seconds(read))
+        rounds.append({effort: encode(folder, path, bits, effort, 1).seconds for effort in EFFORTS})
+
+    def summary(times: list[float]) -> list[float]:
+        return [round(found(times) * 1e3 / len(files), 4) for found in (median, min)]
+
+    stages = {
+        effort: {stage: summary([found[effort][stage] for found in rounds]) for stage in ("read", "tables", "pack")}
+        for effort in EFFORTS
+    }
+    return {**stages, "PNG": {"read": summary(reading)}}
+
+
+def plot(curves: Curves, name: str, count: int, side: int) -> None:
+    """Bytes against PSNR and against SSIM."""
+    from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for axis, measure, label in zip(axes, ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
+        for format_name, rows in curves.items():
+            style = {"color": "black", "linewidth": 2.2} if format_name == "ours" else {"linewidth": 1.2}
+            x, y = [row["bytes"] for row in rows], [row[measure] for row in rows]
+            axis.plot(x, y, marker="o", markersize=3, label=".dqz" if format_name == "ours" else format_name, **style)
+        axis.set(xscale="log", xlabel="bytes an image", ylabel=label)
+        axis.grid(alpha=0.3, which="both")
+    axes[0].legend()
+    figure.suptitle(f"{name}: {count} images, {side} x {side}")
+    figure.savefig(RESULTS / f"rate-distortion-{name}.png", dpi=120)
+
+
+def table(title: str, heads: list[str], rows: list[list[Any]]) -> None:
+    text = [heads] + [["" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
+    print(f"\n{title}")
+    for row in text:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def tables(result: Row, side: int) -> None:
+    """What people read, with the targets."""
+    large = side == 224
+    keys = ["psnr", "format", "ours", "theirs", "ratio", "target"]
+    table("bytes an image at equal PSNR", keys, [[row[key] for key in keys] for row in result["equal PSNR"]])
+    keys = ["setting", "bytes", "psnr", "ssim", "file_bytes", "payload_bytes", "columns_bytes", "tables_bytes"]
+    note = f" (columns: at most {COLUMNS_TARGET:g})" if side == 32 else ""
+    table(f"ours{note}", keys, [[row[key] for key in keys] for row in result["curves"]["ours"]])
+    keys = ["effort", "setting", "bytes", "psnr", "ratio"]
+    table("efforts; ratio to default at equal PSNR", keys, [[row[key] for key in keys] for row in result["efforts"]])
+    times = result["decoding"]["times"]
+    families = {contender.name: contender.family for contender in contenders()}
+    rows = [[name, row["ms"], row["fastest"], row["ours/this"]] for name, row in times.items()]
+    goals: dict[str, float | None] = {name: DECODE_TARGETS.get(families.get(name, "")) for name in times}
+    goals["ours, two threads"] = THREADS_TARGET
+    rows = [[*row, goals[row[0]] if large else None] for row in rows]
+    table(f"decoding at {result['decoding']['psnr']} dB", ["format", "ms", "fastest", "ours/this", "target"], rows)
+    goals = {effort: target for effort, target in ENCODE_TARGETS.items() if large}
+    rows = [
+        [effort, *row.get("pack", row["read"]), row.get("tables", [None])[0], goals.get(effort)]
+        for effort, row in result["encoding"].items()
+    ]
+    heads = ["effort", "pack", "fastest", "tables", "target"]
+    table("encoding, ms an image (pack holds reading the PNG; the last row is that alone)", heads, rows)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("limit", type=int, nargs="?")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--goals", type=float, nargs="+", default=GOALS)
+    parser.add_argument("--bits", type=float, nargs="+", default=BITS)
+    parser.add_argument("--others", type=int)
+    return parser.parse_args()
+
+
+def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
+    every = prepare(given.folder, folder, given.limit, given.size)
+    goals, side, seen = sorted(given.goals), every.shape[1], spread(len(every), given.others)
+    images, middle, formats = every[seen], sorted(given.goals)[len(given.goals) // 2], contenders()
+    curves: Curves = {"ours": [ours(folder, path, images, seen, bits, "default") for bits in given.bits]}
+    for contender in formats:
+        print(contender.name, file=sys.stderr)
+        curves[contender.name] = [theirs(contender, images, k) for k in useful(contender, images, goals)]
+
+    bits = nearest(curves["ours"], middle)["setting"]
+    rest = [{"effort": k, **ours(folder, path, images, seen, bits, k)} for k in ("fast", "best")]
+    best = {contender.name: nearest(curves[contender.name], middle) for contender in formats}
+    chosen = {contender.name: (contender, best[contender.name]["setting"]) for contender in formats}
+    encode(folder, path, bits, "default")
+    times = decode_times(path, seen, images, chosen)
+    return {
+        "question": __doc__.splitlines()[0],
+        "images": len(every),
+        "images that the others and the comparison see": len(seen),
+        "images of SSIM": len(spread(len(seen), SSIM_IMAGES)),
+        "side": side,
+        "versions": versions(),
+        "equal PSNR": compare(curves, formats, goals, side),
+        "efforts": efforts(curves, rest),
+        "decoding": {
+            "psnr": middle,
+            "at": {"ours": nearest(curves["ours"], middle), **best},
+            "times": times,
+        },
+        "encoding": encode_times(folder, path, bits),
+        "curves": curves,
+    }
+
+
+def main() -> None:
+    given = arguments()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "images"
+        folder.mkdir()
+        result = measure(folder, Path(place) / "x.dqz", given)
+    save(f"rate-distortion-{given.name}", result)
+    plot(result["curves"], given.name, result["images that the others and the comparison see"], result["side"])
+    tables(result, result["side"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""The transform dct: the compiled decoder equals the reference, and no payload can harm it."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dqcodec.codec.dct
+from dqcodec.codec.dct import coder, inverse, reference, stream, tables, train
+from dqcodec.codec.dct.coder import Format
+from dqcodec.codec.dct.contexts import CLASSES, UNITS, contexts, position_class, scan
+from dqcodec.codec.dct.pack import EFFORTS, OFFSETS, Encoder, dependent, scale_index, slots_of
+from dqcodec.codec.dct.transform import STEPS, angles, matrix, rotation_matrices
+from dqcodec.errors import FormatError, UnsupportedFeatureError
+
+
+def picture(height: int, width: int, channels: int, seed: int = 0, noise: float = 8) -> np.ndarray:
+    """A smooth picture with an edge and some noise, uint8 (H, W, C)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 9
+    base = 128 + 60 * np.sin(y + rng.random() * 6) * np.cos(x) + 50 * (x + y > rng.random() * 8)
+    colours = rng.random(channels)[None, None] + 0.5
+    return np.clip(base[..., None] * colours + rng.normal(0, noise, (height, width, channels)), 0, 255).astype(np.uint8)
+
+
+def form(height: int, width: int, channels: int, unit: int, effort: str = "default") -> Format:
+    uses = dependent(effort)
+    return Format(height, width, channels, tables.default(tables.DEFAULT, unit, OFFSETS[uses], uses))
+
+
+def both(shape: Format, payloads, kept, scale, colour):
+    """Images of the compiled decoder and of the reference."""
+    fast = coder.decode(shape, payloads, kept, scale, colour)
+    slow = np.zeros_like(fast)
+    rotation = shape.rotations[colour] if colour is not None else np.zeros((len(payloads), 3, 3), np.float32)
+    bad = reference.decode(shape, payloads, kept.astype(np.uint8), STEPS[scale], rotation, slow)
+    assert bad == -1
+    return fast, slow
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(("height", "width", "channels"), [(32, 48, 3), (37, 21, 3), (16, 50, 1), (1, 1, 3), (5, 3, 1)])
+def test_decoders_agree_and_come_close_to_the_image(unit, height, width, channels, effort):
+    shape = form(height, width, channels, unit, effort)
+    kept = np.ones((1, shape.rows * shape.columns), bool)
+    image = picture(height, width, channels)
+    for bits in (2, 4, 8):
+        q = scale_index(bits, effort)
+        payload, colour = Encoder(shape, effort).encode(image, kept[0].astype(np.uint8), q)
+        colours = np.array([colour]) if channels == 3 else None
+        fast, slow = both(shape, [payload], kept, np.array([q]), colours)
+        assert np.abs(fast.astype(int) - slow).max() <= 1
+        error = np.abs(fast[0].transpose(1, 2, 0).astype(float) - image).mean()
+        assert error <= 0.8 * STEPS[q] + 0.5  # under the step of one coefficient
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_dropped_units_carry_no_byte_and_stay_black(unit):
+    shape = form(48, 64, 3, unit)
+    image = picture(48, 64, 3, noise=30)
+    q = scale_index(4, "default")
+    encoder = Encoder(shape, "default")
+    kept = np.random.default_rng(1).random(shape.rows * shape.columns) < 0.5
+    kept[0] = True
+    payload, colour = encoder.encode(image, kept.astype(np.uint8), q)
+    whole, _ = encoder.encode(image, np.ones(len(kept), np.uint8), q)
+    assert len(payload) < 0.75 * len(whole)
+    hidden = image.copy()
+    there = kept.reshape(shape.rows, shape.columns).repeat(unit, 0).repeat(unit, 1)
+    hidden[~there] = 7  # what a dropped unit holds decides nothing beside differences at the border of kept ones
+    fast, slow = both(shape, [payload], kept[None], np.array([q]), np.array([colour]))
+    assert np.array_equal(fast, slow)
+    assert (fast[0][:, ~there] == 0).all()
+    assert np.abs(fast[0][:, there].astype(int) - image.transpose(2, 0, 1)[:, there]).mean() < 12
+
+
+def test_one_unit_of_many():
+    shape = form(224, 224, 3, 16)
+    kept = np.zeros(196, np.uint8)
+    kept[100] = 1
+    payload, colour = Encoder(shape, "best").encode(picture(224, 224, 3), kept, 80)
+    fast, slow = both(shape, [payload], kept[None].astype(bool), np.array([80]), np.array([colour]))
+    assert np.array_equal(fast, slow)
+    assert len(payload) < 200
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_integers_of_the_compiled_decoder_are_the_references(channels):
+    """Noise at the finest step: every escape class; the same coefficients, patterns and end."""
+    shape = form(35, 40, channels, 16)
+    kept = np.ones(shape.rows * shape.columns, np.uint8)
+    image = np.random.default_rng(3).integers(0, 256, (35, 40, channels), np.uint8)
+    payload, _ = Encoder(shape, "default").encode(image, kept, 0)
+    coefficients, patterns, whole = reference.parse(shape, payload, kept)
+    assert whole
+    assert np.abs(coefficients).max() > 64 * 2 * 72  # the last class occurs
+    assert np.array_equal(compiled_parse(shape, payload, kept)[0], coefficients)
+    assert np.array_equal(compiled_parse(shape, payload, kept)[1], patterns)
+
+
+def compiled_parse(shape: Format, payload: bytes, kept: np.ndarray):
+    """As reference.parse, with the compiled functions."""
+    edges, coding = shape.edges(), shape.tables.coding
+    x, head = inverse.begin(np.frombuffer(payload, np.uint8), 0, len(payload))
+    words = np.append(np.frombuffer(payload, "<u2", (len(payload) - head) // 2, head), 0).astype(np.uint16)
+    p, end = 0, len(words) - 1
+    inverse.forget(edges, 0, edges.width)
+    rows, patterns = [], np.full((shape.rows, shape.columns), -1, np.int32)
+    for r in range(shape.rows):
+        scratch, lasts = np.zeros(reference.scratch_size(shape), np.int32), np.zeros(18 * shape.columns, np.int32)
+        x, p = inverse.row(
+            kept, r * shape.columns, shape.channels, edges, scratch, patterns[r], lasts, shape.order, coding,
+            x, words, p, end,
+        )  # fmt: skip
+        rows.append(scratch[stream.COEFFICIENTS :].reshape(shape.columns, shape.channels, 16, 16))
+    return np.concatenate(rows), patterns.ravel(), x == 1 and p == end
+
+
+@settings(max_examples=60, deadline=None)
+@given(payload=st.binary(min_size=1, max_size=400), unit=st.sampled_from(UNITS), channels=st.sampled_from([1, 3]))
+def test_random_payloads_are_refused_or_decode_alike(payload, unit, channels):
+    shape = form(20, 24, channels, unit)
+    kept = np.ones(shape.rows * shape.columns, np.uint8)
+    coefficients, patterns, whole = reference.parse(shape, payload, kept)
+    found = compiled_parse(shape, payload, kept)
+    assert np.array_equal(found[0], coefficients)
+    assert np.array_equal(found[1], patterns)
+    assert found[2] == whole
+    colour = np.zeros(1, int) if channels == 3 else None
+    if whole:
+        coder.decode(shape, [payload], kept[None], np.array([80]), colour)
+    else:
+        with pytest.raises(FormatError, match="does not end where its bytes end"):
+            coder.decode(shape, [payload], kept[None], np.array([80]), colour)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_changed_payloads_are_refused_or_decode_alike(data):
+    shape = form(32, 32, 3, 16)
+    kept = np.ones(4, np.uint8)
+    payload = bytearray(Encoder(shape, "fast").encode(picture(32, 32, 3), kept, 70)[0])
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.integers(1, len(payload)))
+    damaged = bytes(payload[:cut])
+    expected, found = reference.parse(shape, damaged, kept), compiled_parse(shape, damaged, kept)
+    assert np.array_equal(found[0], expected[0])
+    assert found[2] == expected[2]
+
+
+def test_a_damaged_sample_is_named_and_the_others_stay():
+    shape = form(32, 32, 3, 16)
+    kept = np.ones(4, np.uint8)
+    payload, colour = Encoder(shape, "default").encode(picture(32, 32, 3), kept, 80)
+    broken = payload[:-1] + bytes([payload[-1] ^ 1])
+    with pytest.raises(FormatError) as caught:
+        coder.decode(shape, [payload, broken, payload], np.ones((3, 4), bool), np.full(3, 80), np.full(3, colour))
+    assert caught.value.sample == 1
+
+
+def test_without_numba_the_reference_decodes(monkeypatch):
+    shape = form(24, 24, 3, 8)
+    kept = np.ones((1, 9), bool)
+    payload, colour = Encoder(shape, "default").encode(picture(24, 24, 3), kept[0].astype(np.uint8), 80)
+    fast = coder.decode(shape, [payload], kept, np.array([80]), np.array([colour]))
+    monkeypatch.setattr(coder, "COMPILED", False)
+    slow = coder.decode(shape, [payload], kept, np.array([80]), np.array([colour]))
+    assert np.abs(fast.astype(int) - slow).max() <= 1
+
+
+def test_literal_stream():
+    """One grey unit of 4 x 4: DC level 0 and last 0 in a stream that was worked out by hand."""
+    one = np.ones((1, 16), np.uint16)
+    coefficient = one.copy()
+    coefficient[0, 0] = 4096 - 24
+    side = one.copy()
+    side[0, 0] = 4096 - 15
+    order = contexts(4)
+    made = tables.Tables(
+        4, np.zeros(2 * order.pairs + order.sides, np.uint8), coefficient, side, np.zeros((1, 3), np.uint8),
+        np.zeros(3, np.int8), True,
+    )  # fmt: skip
+    shape = Format(4, 4, 1, made)
+    kept = np.ones(1, np.uint8)
+    # Backwards from x = 1: place 1 of symbol 0, twice. Symbol 0 has the slots 0, 1, 2, ... of its own bucket first.
+    assert Encoder(shape, "default").encode(np.full((4, 4, 1), 128, np.uint8), kept, 80)[0] == b"\x01"
+    assert reference.parse(shape, b"\x01", kept)[0].any() == np.False_
+    assert reference.parse(shape, b"\x01", kept)[2]
+    for other in (b"\x00", b"\x02", b"\x01\x00\x00\x00\x00\x00"):
+        assert not reference.parse(shape, other, kept)[2]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_alias_tables_have_every_slot_once(unit):
+    made = tables.default(tables.DEFAULT, unit, OFFSETS[True], True)
+    for signed, stored in ((True, made.coefficient), (False, made.side)):
+        for frequency in tables.alphabet(stored, signed):
+            slots = slots_of(frequency)
+            assert sorted(slots.tolist()) == list(range(4096))
+            ends = np.cumsum(frequency)
+            for slot in (0, 1, 127, 128, 2000, 4095):  # the decoder finds the symbol that owns the slot
+                symbol, x, _ = stream.symbol(0, tables.alias(frequency).tolist(), 4096 + slot, [0], 0, 0)
+                owner = int(np.searchsorted(ends, np.flatnonzero(slots == slot)[0], "right"))
+                place = int(np.flatnonzero(slots == slot)[0] - (ends[owner] - frequency[owner]))
+                assert (symbol, x) == (owner, int(frequency[owner]) + place)
+
+
+@pytest.mark.parametrize("size", UNITS)
+def test_scan_and_classes(size):
+    places = scan(size).tolist()
+    assert len({tuple(place) for place in places}) == size * size
+    assert places[:6] == [[0, 0], [0, 1], [1, 0], [2, 0], [1, 1], [0, 2]]
+    seen = {place: k for k, place in enumerate(map(tuple, places))}
+    for (u, v), k in seen.items():  # all neighbours of a coefficient are coded before it
+        near = [(u, v + 1), (u + 1, v), (u + 1, v + 1), (u, v + 2), (u + 2, v)]
+        assert all(seen[n] > k for n in near if n in seen)
+    assert max(position_class(size, k, u, v) for (u, v), k in seen.items()) < CLASSES[size]
+
+
+def test_matrices():
+    for size in UNITS:
+        assert np.allclose(matrix(size) @ matrix(size).T, np.eye(size), atol=1e-6)
+    turn = np.random.default_rng(0).integers(0, 256, (50, 3)).astype(np.uint8)
+    for u in rotation_matrices(turn):
+        assert np.allclose(u @ u.T, np.eye(3), atol=1e-6)
+        back = rotation_matrices(np.round(angles(u.astype(float)) * 256).astype(int)[None] % 256)[0]
+        assert np.allclose(back, u, atol=1e-5)
+
+
+def test_wrong_tables():
+    good = tables.default(tables.DEFAULT, 16, OFFSETS[True], True)
+
+    def changed(**fields):
+        values = {name: getattr(good, name) for name in ("context", "coefficient", "side", "rotation", "offset")}
+        return tables.Tables(unit=16, dependent=True, **{**values, **fields})
+
+    zero = good.coefficient.copy()
+    zero[3, 15] = 0
+    beyond = good.context.copy()
+    beyond[7] = len(good.coefficient)
+    for fields, message in [
+        ({"context": good.context[:-1]}, "shape"),
+        ({"coefficient": zero}, "under 1 or do not add up"),
+        ({"side": good.side + 1}, "do not add up"),
+        ({"context": beyond}, "a distribution that is not there"),
+        ({"rotation": good.rotation[:0]}, "shape"),
+        ({"offset": np.array([32, 0, 0], np.int8)}, "beyond 31"),
+    ]:
+        with pytest.raises(FormatError, match=message):
+            changed(**fields)
+    with pytest.raises(UnsupportedFeatureError, match="'better-9'"):
+        tables.default("better-9", 16, OFFSETS[True], True)
+
+
+def test_built_in_tables_never_change():
+    folder = Path(dqcodec.codec.dct.__file__).parent
+    spec = (Path(__file__).parents[2] / "spec" / "dqz-1.md").read_text()
+    for unit in UNITS:
+        data = (folder / f"{tables.DEFAULT}-{unit}.bin").read_bytes()
+        assert hashlib.sha256(data).hexdigest() in spec
+        assert tables.pack(tables.unpack(data, unit, OFFSETS[True], True)) == data
+
+
+def test_trained_tables_code_symbols_that_were_never_seen():
+    order = contexts(16)
+    counts = np.zeros((2 * order.pairs + order.sides, 16), np.int64)
+    rotation = np.zeros((1, 3), np.uint8)
+    shape = Format(32, 32, 3, train.make(counts, order, rotation, OFFSETS[True], dependent=True))
+    counts[::7, 0] = 5
+    for made in (shape, Format(32, 32, 3, train.make(counts, order, rotation, OFFSETS[True], dependent=True))):
+        kept = np.ones(4, np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+        payload, colour = Encoder(made, "default").encode(image, kept, 16)
+        fast, slow = both(made, [payload], kept[None].astype(bool), np.array([16]), np.array([colour]))
+        assert np.array_equal(fast, slow)
+        assert np.abs(fast[0].transpose(1, 2, 0).astype(int) - image).max() <= 3
+
+
+def test_training_saves_bytes_on_what_it_was_trained_on():
+    shape = form(64, 64, 3, 16)
+    kept = np.ones(16, np.uint8)
+    images = [picture(64, 64, 3, seed, noise=20) for seed in range(12)]
+    counts = sum(Encoder(shape, "default").count(image, kept, 90) for image in images)
+    own = Format(64, 64, 3, train.make(counts, shape.order, shape.tables.rotation, OFFSETS[True], dependent=True))
+
+    def total(made):
+        return sum(len(Encoder(made, "default").encode(image, kept, 90)[0]) for image in images)
+
+    assert total(own) < 0.99 * total(shape)
