@@ -459,13 +459,13 @@ def _tables(images: _Images, kept: Array, masks: Array | None, q: int, run: Run)
     """The tables that give the smaller file, and whether they are its own: two passes over a sample of the images."""
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct import train
-    from dqcodec.codec.dct.tables import DEFAULT, MAX_ROTATIONS, default
+    from dqcodec.codec.dct.tables import DEFAULT, MAX_ROTATIONS, OFFSETS, default
 
     options, channels = images.options, images.channels
     dependent = dct.dependent(options.effort)
     limit = min(TRAINING_IMAGES, max(500, TRAINING_PIXELS // images.size**2))
     chosen = np.sort(np.random.default_rng(options.seed).permutation(len(kept))[:limit])
-    built_in = default(DEFAULT, images.unit, dct.OFFSETS[dependent], dependent)
+    built_in = default(DEFAULT, images.unit, OFFSETS[dependent], dependent)
     form = partial(Format, images.size, images.size, channels)
 
     def each(function: Callable[[Array, Array], T], done: int) -> list[T]:
@@ -497,7 +497,7 @@ def _tables(images: _Images, kept: Array, masks: Array | None, q: int, run: Run)
             return built_in, False
         counts.append(np.sum(found, 0))
         used = len(found)
-        tables = train.make(counts[-1], encoder.form.order, rotation, dct.OFFSETS[dependent], dependent)
+        tables = train.make(counts[-1], encoder.form.order, rotation, OFFSETS[dependent], dependent)
     saved = dct.bits_of(counts[0], built_in, form(built_in)) - dct.bits_of(counts[1], tables, form(tables))
     gain = saved / 8 * len(kept) / used
     return (tables, True) if gain > dct.stored_size(tables) else (built_in, False)

@@ -20,8 +20,8 @@ import dqcodec.codec.dct
 from dqcodec.codec.dct import train
 from dqcodec.codec.dct.coder import Format
 from dqcodec.codec.dct.contexts import BINS, Contexts, contexts
-from dqcodec.codec.dct.pack import OFFSETS, Encoder, scale_index
-from dqcodec.codec.dct.tables import DEFAULT, SYMBOLS, Tables, pack
+from dqcodec.codec.dct.pack import Encoder, scale_index
+from dqcodec.codec.dct.tables import DEFAULT, OFFSETS, SYMBOLS, Tables, pack
 from dqcodec.codec.dct.transform import rotation_matrices
 
 Array = npt.NDArray[Any]

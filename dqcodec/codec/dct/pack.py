@@ -23,7 +23,6 @@ from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS
 Array = npt.NDArray[Any]
 
 EFFORTS = ("fast", "default", "best")
-OFFSETS = {True: (9, -6, -2), False: (0, -2, -1)}  # of the dependent and of the plain quantiser, 64ths of a step
 LAMBDA = {True: 0.28, False: 0.12}  # steps^2 a bit
 PLAIN_NOTCHES = 9  # the plain quantiser's points lie one step apart, the dependent's two: 2^(9/16) evens the quality
 STORED_MEMBERS = 3200  # bytes of four columns but for their values
