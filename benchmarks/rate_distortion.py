@@ -42,7 +42,8 @@ BITS = (2.6, 2.9, 3.2, 3.5, 3.8, 4.1, 4.4, 4.7)
 EFFORTS = ("fast", "default", "best")
 SSIM_IMAGES = 100
 ROUNDS, ENCODE_ROUNDS = 15, 3
-MARGIN = 2.0  # dB around the goals that the settings cover
+MARGIN = 3.0  # dB around the goals that the settings cover, judged by FEW images
+FEW = 20
 TARGETS: dict[tuple[int, str], dict[float, float]] = {  # bytes of ours / theirs, by side and family: at a PSNR
     (224, "JPEG"): {31.0: 0.54, 33.7: 0.54, 36.7: 0.54},
     (224, "WebP"): {31.0: 0.80, 33.7: 0.80, 36.7: 0.80},
@@ -143,7 +144,7 @@ def theirs(contender: Contender, images: Array, setting: float) -> Row:
 
 def useful(contender: Contender, images: Array, goals: list[float]) -> list[float]:
     """The settings around the goals, judged by a few images."""
-    few = images[spread(len(images), 10)]
+    few = images[spread(len(images), FEW)]
     found = []
     for setting in contender.settings:
         reached = np.mean([psnr(contender.decode(contender.encode(image, setting)), image) for image in few])

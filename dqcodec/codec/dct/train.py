@@ -40,9 +40,9 @@ def cluster(counts: Array, k: int, rounds: int = 25) -> Array:
     mean = (c * np.arange(SYMBOLS)).sum(1) / total[seen]
     by = np.argsort(mean, kind="stable")
     share = np.cumsum(total[seen][by])
+    k = min(k, len(seen))
     group = np.zeros(len(seen), np.int64)
     group[by] = np.minimum((share - 1) * k // share[-1], k - 1)
-    k = min(k, len(seen))
     for _ in range(rounds):
         sums = np.zeros((k, SYMBOLS))
         np.add.at(sums, group, c)
@@ -116,8 +116,12 @@ def lend(group: Array, step: int) -> Array:
 
 
 def rotations(moments: Array, k: int) -> Array:
-    """uint8 (k, 3): the angles of k rotations for images with moment matrices (n, 3, 3) of their pixel differences."""
-    m = moments / np.trace(moments, axis1=1, axis2=2)[:, None, None]
+    """uint8 (at most k, 3): angles of rotations for images whose pixel differences have the moments (n, 3, 3)."""
+    trace = np.trace(moments, axis1=1, axis2=2)
+    moments = moments[trace > 0]  # images of one colour have none
+    if not len(moments):
+        return np.zeros((1, 3), np.uint8)
+    m = moments / trace[trace > 0][:, None, None]
     rng = np.random.default_rng(0)
     k = min(k, len(m))
     centre = best_rotation(m[rng.choice(len(m), k, replace=False)])
