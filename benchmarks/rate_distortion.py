@@ -42,6 +42,7 @@ BITS = (2.6, 2.9, 3.2, 3.5, 3.8, 4.1, 4.4, 4.7)
 EFFORTS = ("fast", "default", "best")
 SSIM_IMAGES = 100
 ROUNDS, ENCODE_ROUNDS = 15, 3
+MANY = 1000  # images that one round of encoding is enough for
 MARGIN = 3.0  # dB around the goals that the settings cover, judged by FEW images
 FEW = 20
 TARGETS: dict[tuple[int, str], dict[float, float]] = {  # bytes of ours / theirs, by side and family: at a PSNR
@@ -233,7 +234,7 @@ def encode_times(folder: Path, path: Path, bits: float) -> dict[str, Row]:
             np.asarray(Image.open(name).convert("RGB"))
 
     reading, rounds = [], []
-    for _ in range(ENCODE_ROUNDS):  # compiled they are: the curves came first
+    for _ in range(ENCODE_ROUNDS if len(files) < MANY else 1):  # compiled they are: the curves came first
         reading.append(seconds(read))
         rounds.append({effort: encode(folder, path, bits, effort, 1).seconds for effort in EFFORTS})
 

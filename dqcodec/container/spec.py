@@ -169,7 +169,7 @@ class Header:
             **self.extra,
         }
         root = {"zarr_format": 3, "node_type": "group", "attributes": {"dqz": dqz, "user": dict(self.user)}}
-        return json.dumps(root, indent=1, allow_nan=False, ensure_ascii=False).encode()
+        return json.dumps(root, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
 def parse_header(data: bytes) -> Header:
@@ -287,7 +287,7 @@ def array_json(shape: tuple[int, ...], dtype: str, compressed: bool) -> bytes:
         "fill_value": 0,
         "attributes": {},
     }
-    return json.dumps(value, indent=1).encode()
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def parse_array_json(data: bytes, member: str) -> tuple[tuple[int, ...], str, bool]:
