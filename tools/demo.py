@@ -167,10 +167,7 @@ def main() -> None:
     for name, count, size, score in rows:
         table.add_row(name, f"{count:,}", f"{size:,}", f"{total / size:.1f} : 1", score)
     console.print(table)
-    console.print(
-        "Dropped patches are filled with the image's mean colour: no trained MAE ships yet. The transform is `pixel`, "
-        "the papers' plain quantization; it takes more bytes than JPEG for each image it keeps. One seed."
-    )
+    console.print("Dropped patches are filled with the image's mean colour: no trained MAE ships yet. One seed.")
     console.print(f"The picture: {image}. All of it took {time.perf_counter() - started:.0f} s.")
 
 
