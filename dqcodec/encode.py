@@ -20,6 +20,7 @@ import numpy.typing as npt
 from dqcodec import features
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format
+from dqcodec.codec.dct.tables import EFFORTS
 from dqcodec.container.spec import MAX_PATCHES, MAX_SIDE, Header, pack_mask, unpack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.errors import OptionError, OutputError, SourceError
@@ -43,7 +44,6 @@ PROXY_SIZE = 64  # pixels a side that the proxy looks at; larger images are scal
 SCORE_BATCH = 64
 MAX_CLASS_BINS = 1 << 22  # classes x bins
 TRANSFORMS = ("dct", "pixel")
-EFFORTS = ("fast", "default", "best")
 DEFAULT_BITS = {"dct": 4.0, "pixel": 6.0}
 DCT_SIZE = 32  # pixels a side from which on dct is the default
 TRAINING_PIXELS, TRAINING_IMAGES = 25_000_000, 5000  # that static tables are trained on, at most

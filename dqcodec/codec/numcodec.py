@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numcodecs.abc import Codec
 
 from dqcodec.codec.dct import coder
-from dqcodec.codec.dct.tables import DEFAULT, OFFSETS, default
+from dqcodec.codec.dct.tables import DEFAULT, EFFORTS, OFFSETS, default
 from dqcodec.errors import FormatError, OptionError
 
 Array = npt.NDArray[Any]
@@ -44,8 +44,8 @@ class DctCodec(Codec):  # type: ignore[misc]
     def __init__(self, bits: float = 4, effort: str = "default") -> None:
         if not 2 <= bits <= 8:
             raise OptionError(f"bits: {bits}; allowed: 2 to 8")
-        if effort not in ("fast", "default", "best"):
-            raise OptionError(f"effort: {effort!r}; allowed: fast, default, best")
+        if effort not in EFFORTS:
+            raise OptionError(f"effort: {effort!r}; allowed: {', '.join(EFFORTS)}")
         self.bits, self.effort = bits, effort
 
     def encode(self, buf: Any) -> bytes:

@@ -12,8 +12,8 @@ import dqcodec.codec.dct
 from dqcodec.codec.dct import coder, inverse, reference, stream, tables, train
 from dqcodec.codec.dct.coder import Format
 from dqcodec.codec.dct.contexts import CLASSES, UNITS, contexts, position_class, scan
-from dqcodec.codec.dct.pack import EFFORTS, Encoder, dependent, scale_index, slots_of
-from dqcodec.codec.dct.tables import OFFSETS
+from dqcodec.codec.dct.pack import Encoder, dependent, scale_index, slots_of
+from dqcodec.codec.dct.tables import EFFORTS, OFFSETS
 from dqcodec.codec.dct.transform import STEPS, angles, matrix, rotation_matrices
 from dqcodec.errors import FormatError, UnsupportedFeatureError
 

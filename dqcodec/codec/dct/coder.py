@@ -1,7 +1,7 @@
-"""The transform `dct`: images <-> payloads. `decode` and `encode` are all that others need.
+"""The decoder of the transform `dct`: payloads -> images. The encoder is `pack.py`.
 
 With numba the compiled functions run, and hold no interpreter lock; without it the plain Python reference, which gives
-the same integers and, but for float rounding, the same pixels, decodes about a thousand times slower.
+the same integers and, but for float rounding, the same pixels, decodes about a hundred times slower.
 """
 
 from __future__ import annotations

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dqcodec.codec.dct.contexts import CELLS
+from dqcodec.codec.dct.contexts import CELLS, LAST_BIN
 from dqcodec.codec.dct.tables import ESCAPE, PAIRS, POINTS, POSITION, SIDES, SUM_BIN
 
 NONE = -1  # activity of a cell that was not decoded
 NO_DC = -(2**31)  # DC of a cell that was not decoded
 MAX_DC = 1 << 20  # of a DC integer's absolute value
 COEFFICIENTS = 2048  # where they start in `scratch`, after the cells
-FIRST = 106  # added to the neighbour sum of the first coefficient: its bin is the last
 
 
 def symbol(distribution: int, alias: Any, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
@@ -81,7 +80,7 @@ def block(
     for i in range(lowest, lowest + 60):  # this diagonal and the two after it, as far as the sums look
         scratch[i] = 0
     state = 0
-    extra = FIRST
+    extra = LAST_BIN  # added to the neighbour sum of the first coefficient
     for k in range(last, -1, -1):
         word = int(table[POSITION + ((start + k) & 511)])
         c = (first_cell + ((word >> 8) & 1023)) & 2047

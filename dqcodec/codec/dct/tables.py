@@ -30,6 +30,7 @@ BUCKETS = 32  # of an alias table
 MAX_TABLES = 256  # distributions
 MAX_ROTATIONS = 256
 MAX_OFFSET = 31
+EFFORTS = ("fast", "default", "best")  # how long encoders search
 OFFSETS = {True: (9, -6, -2), False: (0, -2, -1)}  # that encoders take: of the dependent, of the plain quantiser
 POSITION, SUM_BIN, POINTS, SIDES, PAIRS = 0, 512, 640, 704, 1024  # places in Coding.table
 MAX_PAIRS = 4096
