@@ -22,7 +22,7 @@ from common import save
 
 from dqcodec.container.spec import Array
 from dqcodec.selection import select
-from dqcodec.selection.bins import bin_sizes, greedy_bins, integers
+from dqcodec.selection.bins import greedy_bins, integers, sizes_of
 
 CASES = {
     "ImageNet-1K, labelled": (1_281_167, 512, 1000),
@@ -50,7 +50,7 @@ def by_rows(x: Array, bins: int) -> Array:
     distance = norm[:, None] + norm - 2 * (x @ x.T)
     free = np.ones(len(x), bool)
     order = []
-    for size in bin_sizes(len(x), bins):
+    for size in sizes_of(len(x), bins):
         chosen: list[int] = []
         for _ in range(size):
             gain = distance[chosen].sum(0) - distance[free].sum(0)
@@ -73,7 +73,7 @@ def run(case: str, ours: bool) -> None:
     else:
         x = integers(features, samples)(features)
         order = by_rows(x, 10)
-        found["same picks as ours"] = bool((order == greedy_bins(x, 10).order).all())
+        found["same picks as ours"] = bool((order == greedy_bins(x, sizes_of(len(x), 10)).order).all())
     found["seconds"] = round(time.perf_counter() - start, 2)
     found["memory_bytes"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     print(json.dumps(found))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 from dqcodec.decode import DQZFile, open
-from dqcodec.encode import EncodeOptions, EncodeResult, encode
+from dqcodec.encode import EncodeResult, encode
 from dqcodec.errors import (
     ChecksumError,
     DQZError,
@@ -24,6 +24,7 @@ from dqcodec.errors import (
     TruncatedError,
     UnsupportedFeatureError,
 )
+from dqcodec.options import EncodeOptions
 from dqcodec.selection import Selection, select
 
 if TYPE_CHECKING:

@@ -18,12 +18,13 @@ from rich.table import Table
 
 from dqcodec import __version__
 from dqcodec import encode as encode_folder
-from dqcodec.encode import EncodeOptions, EncodeResult
+from dqcodec.encode import EncodeResult
 from dqcodec.errors import DQZError, OptionError
 from dqcodec.export import export as export_file
 from dqcodec.inspection import Info, Verification
 from dqcodec.inspection import info as read_info
 from dqcodec.inspection import verify as verify_file
+from dqcodec.options import EncodeOptions
 from dqcodec.run import Progress as StageProgress
 from dqcodec.sources.images import quiet
 
@@ -49,7 +50,24 @@ def encode(
     source: Annotated[Path, typer.Argument(help="Folder with one folder a class: SOURCE/<class>/<image>.")],
     output: Annotated[Path, typer.Argument(help="The .dqz file to write.")],
     keep: Annotated[float, typer.Option(help="Share of the images to keep, 0 < keep <= 1.")] = DEFAULTS.keep,
-    bins: Annotated[int, typer.Option(help="Bins a class; the same share is kept of each.")] = DEFAULTS.bins,
+    bins: Annotated[
+        int | None, typer.Option(help="Bins a class.", show_default="10, at most one an image")
+    ] = DEFAULTS.bins,
+    method: Annotated[
+        Literal["adq", "dq", "graphcut", "random"],
+        typer.Option(
+            help="How images are chosen: [b]adq[/b], more of the bins that matter more; [b]dq[/b], the same share of "
+            "every bin; [b]graphcut[/b], one bin and its first picks; [b]random[/b]."
+        ),
+    ] = "adq",
+    alpha: Annotated[float, typer.Option(help="Weight of a bin's importance with adq, 0 to 1.")] = DEFAULTS.alpha,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Divide features by their norm: bins by cosine similarity.")
+    ] = False,
+    bin_sizes: Annotated[
+        Literal["equal", "geometric"],
+        typer.Option(help="Equal bins, or of each what is left by the number of bins, as in the papers' code."),
+    ] = "equal",
     drop: Annotated[float, typer.Option(help="Share of the patches to drop, 0 <= drop < 1.")] = DEFAULTS.drop,
     transform: Annotated[
         Literal["dct", "pixel"] | None,
@@ -83,6 +101,13 @@ def encode(
             "[b]timm:NAME@WEIGHTS[/b], or a [b].npy[/b] file with a row for every file."
         ),
     ] = DEFAULTS.features,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for features, network and bins: the next run on the same images, with another --keep for "
+            "example, finds them there, and a killed one goes on. May be deleted."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     workers: Annotated[
         int | None, typer.Option(help="Threads that read images.", show_default="one a processor")
@@ -99,11 +124,14 @@ def encode(
     Samples are chosen by dataset quantization, unimportant patches dropped, pixels quantized and packed.
     --keep 1 --drop 0 keeps everything and trains no network.
     """
-    options = EncodeOptions(keep, bins, drop, transform, bits, effort, size, resize, patch, features, seed)
+    options = EncodeOptions(
+        keep, bins, drop, transform, bits, effort, size, resize, patch, features, method, alpha, normalize, bin_sizes,
+        seed,
+    )  # fmt: skip
     with _Stages() as stages:
         result = encode_folder(
             source, output, options,
-            device=device, workers=workers, strict=strict, overwrite=overwrite, progress=stages,
+            work=work, device=device, workers=workers, strict=strict, overwrite=overwrite, progress=stages,
         )  # fmt: skip
     _print_skipped(result)
     for note in result.notes:

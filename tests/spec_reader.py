@@ -17,6 +17,8 @@ KIB, MIB = 1 << 10, 1 << 20
 FULL = 0xFFFFFFFF  # in a ZIP field: its value is in the ZIP64 field
 ROOTS = np.array([2 ** (j / 16) for j in range(16)], np.float32)  # section 5: R[j]
 BINS = ("bin", "bins/size", "bins/taken")
+SCORES = ("bins/rs", "bins/ds", "bins/is")
+FLOAT = float(np.finfo(np.float32).max)
 BUILT_IN = Path(__file__).parent.parent / "dqcodec" / "codec" / "dct"  # data, as the specification is
 DEFAULT_1 = {  # SHA-256 by unit
     16: "33ec992a6ff578e03dbaeb6ff71b722c12e47fe0806ad667e610b22665a289e9",
@@ -209,6 +211,9 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         "bin": ((count,), "uint8 uint16", 0, top),
         "bins/size": ((classes, None), any_kind, 0, top),
         "bins/taken": ((classes, None), any_kind, 0, top),
+        "bins/rs": ((None,), "float32", -FLOAT, FLOAT),
+        "bins/ds": ((None,), "float32", -FLOAT, FLOAT),
+        "bins/is": ((None,), "float32", -FLOAT, FLOAT),
         "colour": ((count,), "uint8", 0, 255),
         "tables/context": ((None,), "uint8", 0, 255),
         "tables/coefficient": ((None, 16), "uint16", 1, 4096),
@@ -222,6 +227,8 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         there |= set(BINS)
         group = read_json(members, "bins/zarr.json", 64 * KIB, "group")
         require(group.get("attributes", {}) == {}, "the group 'bins' has attributes")
+    scores = there & set(SCORES)
+    require(not scores or (len(scores) == 3 and "bin" in there), "bins/rs, bins/ds, bins/is: not together")
     transform, rgb = dqz["transform"], dqz["image"]["channels"] == 3
     expected = {"colour"} if transform["name"] == "dct" and rgb else set()
     if transform["name"] == "dct" and transform["tables"] == "file":
@@ -240,7 +247,8 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         require(len(data) == size, f"{name!r}: {len(data)} bytes, not {size}")
         columns[name] = np.frombuffer(data, dtype).reshape(sizes)
         low, high = known[name][2:]
-        require(low <= int(columns[name].min()) and int(columns[name].max()) <= high, f"{name!r}: not {low} to {high}")
+        values = columns[name][~np.isnan(columns[name])] if dtype == np.float32 else columns[name]
+        require(bool(((low <= values) & (values <= high)).all()), f"{name!r}: not {low} to {high}")
     if "bin" in columns:
         bins, size, taken = (columns[name] for name in BINS)
         require(size.shape == taken.shape and size.shape[1] <= 65536, "bad number of bins")
@@ -248,6 +256,7 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         found = np.zeros(taken.shape, np.int64)
         np.add.at(found, (columns["label"], bins), 1)
         require(bool((found == taken).all()), "bins/taken does not count the samples of the file")
+        require(all(columns[name].shape == size.shape[1:] for name in scores), "scores of another number of bins")
     return columns
 
 

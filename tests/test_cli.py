@@ -158,8 +158,9 @@ def test_export_and_encode_again(tmp_path):
 
 def test_help_names_every_option():
     text = run("encode", "--help").stdout
-    options = {field.name for field in fields(dqcodec.EncodeOptions)} | {"device", "workers", "strict", "overwrite"}
-    assert all(f"--{option}" in text for option in options)
+    options = {field.name.replace("_", "-") for field in fields(dqcodec.EncodeOptions)}
+    options |= {"work", "device", "workers", "strict", "overwrite"}
+    assert [option for option in options if f"--{option}" not in text] == []
     assert all(command in run("--help").stdout for command in ("encode", "info", "verify", "export"))
     assert run("--version").stdout == f"dqcodec {dqcodec.__version__}\n"
 

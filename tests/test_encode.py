@@ -178,11 +178,11 @@ def test_features_from_a_file(photo_folder, tmp_path):
     """The rows decide the bins: the medoid of each class is in the first one."""
     features = np.random.default_rng(0).normal(size=(21, 4))
     np.save(tmp_path / "f.npy", features)
-    options = EncodeOptions(keep=0.5, bins=2, drop=0, features=str(tmp_path / "f.npy"))
+    options = EncodeOptions(keep=0.5, bins=2, drop=0, method="dq", features=str(tmp_path / "f.npy"))
     result = encode(photo_folder, tmp_path / "x.dqz", options)
     assert "proxy" not in result.seconds
     labels = [0] * 12 + [1] * 8 + [2]
-    expected = dqcodec.select(features, labels, 0.5, 2, 0)
+    expected = dqcodec.select(features, labels, 0.5, 2, "dq")
     assert_same(result.selection.kept, expected.kept)
     with dqcodec.open(tmp_path / "x.dqz") as file:
         assert file.source_index.tolist() == expected.kept.tolist()
@@ -194,7 +194,7 @@ def test_features_of_the_wrong_shape(photo_folder, tmp_path):
     for array, message in (
         (np.zeros((20, 4)), r"holds float64 \(20, 4\); expected 21 rows"),
         (np.zeros(21), "expected 21 rows"),
-        (np.full((21, 2), np.nan), "row 0 is not finite"),
+        (np.full((21, 2), np.nan), r"row 0 \(a cat/.*\) is not finite"),
         (np.array([["a"] * 2] * 21), "expected 21 rows of numbers"),
     ):
         np.save(tmp_path / "f.npy", array)
@@ -224,7 +224,9 @@ def test_features_of_a_timm_model(photo_folder, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", pretrained=False).eval()
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    options = EncodeOptions(keep=0.5, bins=3, drop=0, features=f"timm:test_resnet@{tmp_path / 'w.safetensors'}")
+    options = EncodeOptions(
+        keep=0.5, bins=3, drop=0, method="dq", features=f"timm:test_resnet@{tmp_path / 'w.safetensors'}"
+    )
     result = encode(photo_folder, tmp_path / "x.dqz", options)
 
     config = resolve_data_config({}, model=model)
@@ -234,7 +236,7 @@ def test_features_of_a_timm_model(photo_folder, tmp_path):
     x = resize(x, list(config["input_size"][1:]), interpolation=3, antialias=True)
     with torch.inference_mode():
         features = model((x / 255 - mean) / std).numpy()
-    expected = dqcodec.select(features, [0] * 12 + [1] * 8 + [2], 0.5, 3, 0)
+    expected = dqcodec.select(features, [0] * 12 + [1] * 8 + [2], 0.5, 3, "dq")
     assert_same(result.selection.kept, expected.kept)
 
 

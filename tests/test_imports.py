@@ -21,6 +21,8 @@ NEVER = {  # part -> what it must not import, anywhere in its files
     "data": {"dqcodec.encode", "dqcodec.selection", "dqcodec.cli"},
     "decode.py": {"dqcodec.encode", "dqcodec.data", "dqcodec.models", "torch", "PIL"},
     "inspection.py": {"torch", "rich", "typer"},
+    "stages": {"dqcodec.encode", "dqcodec.cli", "dqcodec.data", "rich", "typer"},
+    "options.py": {"dqcodec.stages", "torch"},
     "encode.py": {"dqcodec.cli", "dqcodec.data", "rich", "typer"},
     "errors.py": {"dqcodec", "numpy"},
 }

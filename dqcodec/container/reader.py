@@ -108,6 +108,7 @@ class Reader:
                 )
         if ("bins/size" in columns) != ("bins/taken" in columns) or ("bin" in columns) != ("bins/size" in columns):
             raise FormatError("bin, bins/size and bins/taken come together or not at all", member="bins")
+        self._check_scores()
         self._check_transform()
         if "bin" in columns:
             self._check_group("bins")
@@ -121,6 +122,19 @@ class Reader:
                 raise FormatError(
                     "bins/taken: not the samples of the file, or more than bins/size", member="bins/taken"
                 )
+
+    def _check_scores(self) -> None:
+        """All three of the bins, or none."""
+        columns = self.columns
+        found = [name for name in spec.SCORES if name in columns]
+        if not found:
+            return
+        if "bin" not in columns or len(found) < len(spec.SCORES):
+            raise FormatError(f"{', '.join(spec.SCORES)} come together, and with bin, or not at all", member="bins")
+        for name in found:
+            shape, expected = columns[name].shape, columns["bins/size"].shape[1:]
+            if shape != expected or np.isinf(columns[name]).any():
+                raise FormatError(f"{name}: {shape} or infinite; expected {expected}, finite or NaN", member=name)
 
     def _check_transform(self) -> None:
         """The columns that a transform has, and no others of their kind."""

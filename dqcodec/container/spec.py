@@ -61,6 +61,9 @@ COLUMNS: Mapping[str, Column] = {
     "source_index": Column(1, ("uint8", "uint16", "uint32"), False),
     "bins/size": Column(2, ("uint8", "uint16", "uint32"), False),
     "bins/taken": Column(2, ("uint8", "uint16", "uint32"), False),
+    "bins/rs": Column(1, ("float32",), False),
+    "bins/ds": Column(1, ("float32",), False),
+    "bins/is": Column(1, ("float32",), False),
     "colour": Column(1, ("uint8",), False),
     "tables/context": Column(1, ("uint8",), False),
     "tables/coefficient": Column(2, ("uint16",), False),
@@ -68,6 +71,8 @@ COLUMNS: Mapping[str, Column] = {
     "tables/rotation": Column(2, ("uint8",), False),
 }
 GROUPS = ("bins", "tables")  # what comes before the slash of a column
+DTYPES = ("uint8", "uint16", "uint32", "float32")
+SCORES = ("bins/rs", "bins/ds", "bins/is")
 TABLES = tuple(name for name in COLUMNS if name.startswith("tables/"))
 UNITS = (4, 8, 16)  # pixels a side of a unit of the transform dct
 MAX_OFFSET = 31  # of a reconstruction point, in 64ths of a step
@@ -89,8 +94,10 @@ def unpack_mask(packed: Array, patches: int) -> Array:
 
 
 def smallest(values: npt.ArrayLike, dtypes: tuple[str, ...]) -> Array:
-    """Non-negative integers as the first of `dtypes` that holds them all, little-endian."""
+    """Non-negative integers as the first of `dtypes` that holds them all, real numbers as float32; little-endian."""
     array = np.asarray(values)
+    if dtypes == ("float32",):
+        return array.astype("<f4")
     top = int(array.max(initial=0))
     for name in dtypes:
         if top <= np.iinfo(name).max:
@@ -297,8 +304,8 @@ def parse_array_json(data: bytes, member: str) -> tuple[tuple[int, ...], str, bo
     dtype = value.get("data_type")
     if not isinstance(shape, list) or not shape or not all(_is_integer(n) and n >= 1 for n in shape):
         raise FormatError(f"{member}: shape is {str(shape)[:80]}, not a list of positive integers", member=member)
-    if dtype not in ("uint8", "uint16", "uint32"):
-        raise FormatError(f"{member}: data_type {str(dtype)[:80]!r}; allowed: uint8, uint16, uint32", member=member)
+    if dtype not in DTYPES:
+        raise FormatError(f"{member}: data_type {str(dtype)[:80]!r}; allowed: {', '.join(DTYPES)}", member=member)
     for compressed in (False, True):
         expected = json.loads(array_json(tuple(shape), dtype, compressed))
         same = all(_same(value.get(key), expected[key]) for key in expected if key not in ("codecs", "attributes"))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dqcodec.models.proxy import Proxy, normalise
+from dqcodec.models.proxy import Proxy, normalise, to_tensor
 
 Array = npt.NDArray[Any]
 
@@ -59,6 +59,6 @@ def patch_scores(model: Proxy, images: Array, labels: Array, size: int, patch: i
     labels   int (N,)
     """
     device = model.head.weight.device
-    attention = gradcam_pp(model, normalise(images, device), torch.from_numpy(labels).to(device))
+    attention = gradcam_pp(model, normalise(to_tensor(images, device)), torch.from_numpy(labels).to(device))
     scores: Array = patch_means(attention, size, patch).cpu().numpy()
     return np.nan_to_num(scores)

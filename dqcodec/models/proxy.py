@@ -62,6 +62,14 @@ class Proxy(nn.Module):
         out: Tensor = self.blocks(self.stem(x))
         return out
 
+    def pools(self, x: Tensor) -> Tensor:
+        """The averages of every block's feature maps, (N, 168)."""
+        x, out = self.stem(x), []
+        for block in self.blocks:
+            x = block(x)
+            out.append(x.mean((2, 3)))
+        return torch.cat(out, 1)
+
     def classify(self, maps: Tensor) -> Tensor:
         """Logits from the last feature map."""
         out: Tensor = self.head(maps.mean((2, 3)))
@@ -71,10 +79,14 @@ class Proxy(nn.Module):
         return self.classify(self.maps(x))
 
 
-def normalise(images: Array, device: torch.device) -> Tensor:
-    """uint8 (n, s, s, C) -> float32 (n, C, s, s), about -2..2."""
-    x = torch.from_numpy(np.array(images)).to(device)
-    return ((x.float() - 128) / 64).permute(0, 3, 1, 2)
+def to_tensor(images: Array, device: torch.device) -> Tensor:
+    """uint8 (n, s, s, C) -> float32 (n, C, s, s), 0..255."""
+    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float()
+
+
+def normalise(x: Tensor) -> Tensor:
+    """0..255 -> about -2..2."""
+    return (x - 128) / 64
 
 
 def train(
@@ -84,11 +96,12 @@ def train(
     device: torch.device,
     seed: int,
     progress: Progress | None = None,
-) -> Proxy:
+) -> dict[str, Array]:
     """Train on all images: EPOCHS epochs of SGD with one learning-rate cycle, mirrored and shifted images.
 
     images   uint8 (N, s, s, C); may be a memory map, it is read batch by batch
     labels   int (N,), 0..classes-1
+    returns  the weights by name, and "shape": channels, classes, s; what `restore` takes
     """
     n, size = len(images), images.shape[1]
     batch = max(2, min(BATCH, n))  # batch normalisation needs two
@@ -102,7 +115,7 @@ def train(
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     model.train()
     for step, rows in enumerate(_batches(n, batch, steps, rng)):
-        x = _augment(normalise(images[np.sort(rows)], device), rng)
+        x = _augment(normalise(to_tensor(images[np.sort(rows)], device)), rng)
         y = targets[np.sort(rows)].to(device)
         loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
         optimizer.zero_grad()
@@ -111,8 +124,15 @@ def train(
         schedule.step()
         if progress:
             progress("proxy", step + 1, steps)
-    model.eval()
-    return model
+    weights = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
+    return weights | {"shape": np.array([images.shape[3], classes, size])}
+
+
+def restore(weights: dict[str, Array], device: torch.device) -> Proxy:
+    """The proxy from its weights, for inference."""
+    model = Proxy(*weights["shape"].tolist())
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items() if name != "shape"})
+    return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def _batches(n: int, batch: int, steps: int, rng: np.random.Generator) -> Iterator[Array]:

@@ -1,11 +1,10 @@
-"""Which samples to keep: features -> bins by submodular gain -> uniform sampling from the bins (dataset quantization).
+"""Which samples to keep: features -> bins by submodular gain -> samples from the bins (dataset quantization).
 
-Plain arrays in and out; useful without a .dqz.
+Plain arrays in and out; useful without a .dqz. `divide` makes the bins, `sample` draws from them; `select` is both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,25 +12,29 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.errors import OptionError
-from dqcodec.parallel import default_workers, ordered_map
 from dqcodec.run import Progress
-from dqcodec.selection.bins import Greedy, Integers, greedy_bins, integers
+from dqcodec.selection import scores
+from dqcodec.selection.binning import Binning, at_random, check_bins, check_labels, divide, members
+from dqcodec.selection.bins import check_features
 from dqcodec.selection.sampling import draw, keep_count, split
 
 Array = npt.NDArray[Any]
 
-MAX_LABELS = 1 << 20
+METHODS = ("adq", "dq", "graphcut", "random")
+ALPHA = 0.6
 
 
 @dataclass(frozen=True)
 class Selection:
     """
-    kept    int64 (B,)      indices of the kept samples, ascending
-    bin     int64 (N,)      bin of every sample
-    order   int64 (N,)      place of every sample among the picks of its class, from 0
-    gain    float64 (N,)    its submodular gain when it was picked
-    size    int64 (C, bins) samples by class and bin
-    taken   int64 (C, bins) kept ones of them
+    kept    int64 (B,)       indices of the kept samples, ascending
+    bin     int64 (N,)       bin of every sample
+    order   int64 (N,)       place of every sample among the picks of its class, from 0
+    gain    float64 (N,)     its submodular gain when it was picked; 0 with `random`
+    size    int64 (C, bins)  samples by class and bin
+    taken   int64 (C, bins)  kept ones of them
+    rs, ds, is_  float64 (bins,)  representativeness, diversity and importance scores, NaN for an empty bin; only with
+                             `adq`, else None
     """
 
     kept: Array
@@ -40,6 +43,9 @@ class Selection:
     gain: Array
     size: Array
     taken: Array
+    rs: Array | None = None
+    ds: Array | None = None
+    is_: Array | None = None
 
 
 def select(
@@ -47,81 +53,106 @@ def select(
     labels: npt.ArrayLike | None = None,
     keep: float = 0.6,
     bins: int = 10,
+    method: str = "adq",
     seed: int = 0,
+    *,
+    alpha: float = ALPHA,
+    normalize: bool = False,
+    bin_sizes: str = "equal",
+    device: Any = "cpu",
     progress: Progress | None = None,
 ) -> Selection:
-    """Dataset quantization: the same share of every bin of every class.
+    """Choose round(keep N) samples, of every class its share to within one.
 
-        features  float (N, D)
-        labels    int (N,), 0..C-1; None: one class
-        keep      0 < keep <= 1; round(keep N) samples are kept, every class within one of its share
-        bins      bins a class, at least 1; a class with fewer samples leaves the later ones empty
-        seed      of the uniform draw
-        progress  called with ("bins", classes done, classes)
+        features   float (N, D), finite
+        labels     int (N,), 0..C-1, each of them there; None: one class
+        keep       0 < keep <= 1
+        bins       1..N a class
+        method     "adq": bins by their importance; "dq": the same share of every bin; "graphcut": one bin, the first
+                   picks; "random"
+        seed       of every random choice
+        alpha      0..1, the weight of the importance with "adq"; 0 counts as "dq"
+        normalize, bin_sizes, device, progress   as for `divide`
 
-    Raises OptionError for values outside these ranges.
+    "adq" needs torch. It has only features here, so representativeness is `scores.closeness` and the views
+    are `scores.with_views`; `encode`, which has the images, uses `scores.texture` and augmented images.
+    Raises OptionError for values outside these ranges, before any work.
     """
     features = np.asarray(features)
-    n = len(features)
-    labels = np.zeros(n, np.int64) if labels is None else np.asarray(labels)
-    check_keep(keep)
-    check_bins(bins)
-    check_seed(seed)
-    if n == 0 or labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise OptionError(f"labels: {labels.dtype} {labels.shape} for {n} samples; expected one integer a sample")
-    if labels.min() < 0 or labels.max() >= MAX_LABELS:
-        raise OptionError(f"labels: {labels.min()} to {labels.max()}; allowed: 0 to {MAX_LABELS - 1}")
-    labels = labels.astype(np.int64)
-    per_class = np.bincount(labels)
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(per_class)[:-1])
-    to_integers = integers(features, int(per_class.max()))
-    bin_of, order, gain = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n)
-    size = np.zeros((len(per_class), bins), np.int64)
-    for c, picked in enumerate(_divide(features, to_integers, by_class, bins)):
-        members = by_class[c]
-        bin_of[members], gain[members] = picked.bin, picked.gain
-        order[members[picked.order]] = np.arange(len(members))
-        size[c] = np.bincount(picked.bin, minlength=bins)
-        if progress:
-            progress("bins", c + 1, len(per_class))
+    check_sampling(keep, method, seed, alpha)
+    check_features(features)
+    labels = check_labels(labels, len(features))
+    check_bins(bins, len(features))
+    if method == "random":
+        return sample(at_random(labels, len(labels), seed), labels, keep, method, seed)
+    bins = 1 if method == "graphcut" else bins
+    binning = divide(features, labels, bins, normalize=normalize, bin_sizes=bin_sizes, device=device, progress=progress)
+    if method != "adq":
+        return sample(binning, labels, keep, method, seed)
+    rows = scores.sampled(binning.bin, seed)
+    ds = diversity(scores.with_views(features[rows], seed), binning.bin[rows], bins, seed, device, progress)
+    return sample(binning, labels, keep, method, seed, alpha, scores.closeness(features, binning.bin, bins), ds)
 
-    taken = np.zeros_like(size)
-    budget = split(keep_count(n, keep), per_class.astype(np.float64), per_class)
+
+def sample(
+    binning: Binning,
+    labels: npt.ArrayLike | None,
+    keep: float = 0.6,
+    method: str = "dq",
+    seed: int = 0,
+    alpha: float = ALPHA,
+    rs: Array | None = None,
+    ds: Array | None = None,
+) -> Selection:
+    """Choose samples from bins: what `select` does after `divide`.
+
+    rs, ds  float64 (bins,), what "adq" needs: the scores of the bins
+    """
+    check_sampling(keep, method, seed, alpha)
+    samples, (classes, bins) = len(binning.bin), binning.size.shape
+    labels = check_labels(labels, samples)
+    per_class = binning.size.sum(1)
+    budget = split(keep_count(samples, keep), per_class.astype(np.float64), per_class)
+    if method in ("graphcut", "random"):  # the first of each class
+        kept = np.flatnonzero(binning.order < budget[labels])
+        taken = np.zeros_like(binning.size)
+        np.add.at(taken, (labels[kept], binning.bin[kept]), 1)
+        return Selection(kept, binning.bin, binning.order, binning.gain, binning.size, taken)
+    is_ = None
+    shares = binning.size.astype(np.float64)
+    if method == "adq":
+        if rs is None or ds is None:
+            raise OptionError("method: adq needs the scores rs and ds of the bins")
+        is_ = scores.importance(rs, ds)
+        shares = np.stack([scores.weights(size, is_, alpha) for size in binning.size])
+    taken = np.stack([split(int(budget[c]), shares[c], binning.size[c]) for c in range(classes)])
     bits = np.random.PCG64(seed)
-    kept = []
-    for c, members in enumerate(by_class):
-        taken[c] = split(int(budget[c]), size[c].astype(np.float64), size[c])
+    chosen = []
+    for c, rows in enumerate(members(labels)):
         for b in range(bins):
-            kept.append(draw(members[bin_of[members] == b], int(taken[c, b]), bits))
-    return Selection(np.sort(np.concatenate(kept)), bin_of, order, gain, size, taken)
+            chosen.append(draw(rows[binning.bin[rows] == b], int(taken[c, b]), bits))
+    kept = np.sort(np.concatenate(chosen))
+    own = (rs, ds, is_) if method == "adq" else (None, None, None)
+    return Selection(kept, binning.bin, binning.order, binning.gain, binning.size, taken, *own)
 
 
-def _divide(features: Array, to_integers: Integers, by_class: list[Array], bins: int) -> Iterator[Greedy]:
-    """The bins of every class, classes side by side, each with one thread for its matrix products: many small products
-    gain nothing from more. A class by itself keeps them all."""
-
-    def divide(members: Array) -> Greedy:
-        return greedy_bins(to_integers(features[members]), bins)
-
-    if len(by_class) == 1:
-        yield divide(by_class[0])
-        return
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"):
-        yield from ordered_map(divide, by_class, default_workers())
+def diversity(views: Array, bin_of: Array, bins: int, seed: int, device: Any, progress: Progress | None) -> Array:
+    """`models.contrast.diversity`, or an OptionError where torch is not installed."""
+    try:
+        from dqcodec.models import contrast
+    except ImportError:
+        raise OptionError(
+            "method: adq needs torch: pip install 'dqcodec[torch]'; dq, graphcut and random do without"
+        ) from None
+    return contrast.diversity(views, bin_of, bins, seed, device=device, progress=progress)
 
 
-def check_seed(seed: int) -> None:
-    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise OptionError(f"seed: {seed}; allowed: 0 to 2^63 - 1")
-
-
-def check_keep(keep: float) -> None:
+def check_sampling(keep: float, method: str, seed: int, alpha: float) -> None:
     if not 0 < keep <= 1:
         raise OptionError(f"keep: {keep}; allowed: 0 < keep <= 1")
-
-
-def check_bins(bins: int) -> None:
-    if not isinstance(bins, int | np.integer) or not 1 <= bins <= 65536:
-        raise OptionError(f"bins: {bins}; allowed: 1 to 65536")
+    if method not in METHODS:
+        raise OptionError(f"method: {method!r}; allowed: {', '.join(METHODS)}")
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise OptionError(f"seed: {seed}; allowed: 0 to 2^63 - 1")
+    if not 0 <= alpha <= 1:
+        raise OptionError(f"alpha: {alpha}; allowed: 0 <= alpha <= 1")

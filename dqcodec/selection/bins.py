@@ -16,6 +16,7 @@ a larger pool is reduced bin by bin without ever forming one (see `_large_bin`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from dqcodec.errors import OptionError
 Array = npt.NDArray[Any]
 
 _EXACT = 2.0**52
+_LARGEST = float(np.finfo(np.float32).max)  # squared norm of a row
 _GRAM = 4096  # up to this many samples the Gram matrix is formed (128 MiB)
 _ROWS = 16_384  # rows looked at together where only a maximum is wanted
 _SHORT = 1024  # length of the short list
@@ -47,69 +49,106 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Integers:
-    """Features as integers: q = round(f / top * (2^bits - 1)), top = max|f| over the whole set."""
+    """Features as integers: q = round(f / top * (2^bits - 1)), top = max|f| over the whole set.
+
+    With `normalize` f is divided by its L2 norm first (a row of zeros stays one), which makes the distances of Eq. 1
+    those of the cosine GraphCut: |x - y|^2 = 2 - 2 cos(x, y).
+    """
 
     top: float
     bits: int
+    normalize: bool = False
 
     def __call__(self, features: Array) -> Array:
         """float64 of the same shape, integer values."""
-        scaled = features.astype(np.float64) / (self.top or 1.0)
+        scaled = features.astype(np.float64)
+        if self.normalize:
+            norm = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))
+            scaled /= np.where(norm > 0, norm, 1.0)[:, None]
+        scaled /= self.top or 1.0
         scaled *= 2**self.bits - 1
         return np.rint(scaled, out=scaled)
 
 
-def integers(features: Array, pool: int) -> Integers:
+def integers(features: Array, pool: int, normalize: bool = False) -> Integers:
     """How to make integers of features.
 
-        features  float (N, D), finite
-        pool      samples of the largest class
+        features   float (N, D), checked by `check_features`
+        pool       samples of the largest class
+        normalize  divide every row by its L2 norm first
 
     bits <= 15 is the largest for which 3 pool D (2^bits - 1)^2 < 2^52, a bound on every sum that the greedy forms.
-    Raises OptionError where the shape is wrong or a feature is not finite.
     """
-    if features.ndim != 2 or features.shape[1] == 0:
-        raise OptionError(f"features: shape {features.shape}; expected (samples, dimensions)")
-    if features.dtype.kind not in "fiu":
-        raise OptionError(f"features: {features.dtype}; expected real numbers")
-    top = 0.0
-    for start in range(0, len(features), _ROWS):
-        block = features[start : start + _ROWS]
-        if block.dtype not in (np.float32, np.float64):  # others overflow, or hold what float64 does not
-            with np.errstate(over="ignore"):
-                block = block.astype(np.float64)
-        largest = np.maximum(-block.min(1), block.max(1)).astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(largest))
-        if bad.size:
-            raise OptionError(f"features: row {start + int(bad[0])} is not finite")
-        top = max(top, float(largest.max()))
     bits = 15
     while bits > 1 and 3 * max(pool, 1) * features.shape[1] * (2.0**bits - 1) ** 2 >= _EXACT:
         bits -= 1
+    if normalize:  # no component is larger
+        return Integers(1.0, bits, True)
+    top = 0.0
+    for start in range(0, len(features), _ROWS):
+        block = features[start : start + _ROWS]
+        top = max(top, -float(block.min()), float(block.max()))
     return Integers(top, bits)
 
 
-def bin_sizes(samples: int, bins: int) -> Array:
-    """int64 (bins,): sizes that add up to `samples`, all within one, the larger first."""
-    return samples // bins + (np.arange(bins) < samples % bins).astype(np.int64)
+def check_features(features: Array, names: Sequence[str] | None = None) -> None:
+    """Raise OptionError unless `features` are numbers (N, D), N > 0, D > 0, finite, with squared norms that float32
+    holds: larger ones are no features but an accident, and would round all others to zero.
+
+    names  what the rows are called in the message; else by number only
+    """
+    if features.ndim != 2 or 0 in features.shape:
+        raise OptionError(f"features: shape {features.shape}; expected (samples, dimensions), at least one of each")
+    if features.dtype.kind not in "fiu":
+        raise OptionError(f"features: {features.dtype}; expected real numbers")
+    for start in range(0, len(features), _ROWS):
+        block = features[start : start + _ROWS]
+        with np.errstate(over="ignore", invalid="ignore"):
+            if block.dtype not in (np.float32, np.float64):  # others overflow, or hold what float64 does not
+                block = block.astype(np.float64)
+            norm = np.einsum("ij,ij->i", block, block)
+        bad = np.flatnonzero(~(norm <= _LARGEST))
+        if bad.size:
+            row = start + int(bad[0])
+            place = f"row {row}" if names is None else f"row {row} ({names[row]})"
+            if not np.isfinite(block[bad[0]]).all():
+                raise OptionError(f"features: {place} is not finite")
+            raise OptionError(f"features: {place} has a norm of more than {_LARGEST**0.5:.2g}; scale the features down")
 
 
-def greedy_bins(x: Array, bins: int) -> Greedy:
+def sizes_of(samples: int, bins: int, kind: str = "equal") -> Array:
+    """int64 (bins,): sizes of the bins of one class, which add up to `samples`.
+
+    kind  "equal": all within one, the larger first, as in the paper. "geometric": a bins-th of what remains for each
+          and the rest for the last, as in the papers' public code (5,000 in ten: 500, 450, 405, ..., 215, 1,938)
+    """
+    if kind == "equal":
+        return samples // bins + (np.arange(bins) < samples % bins).astype(np.int64)
+    sizes = np.zeros(bins, np.int64)
+    for n in range(bins - 1):
+        sizes[n] = round((samples - int(sizes.sum())) / bins)
+    sizes[-1] = samples - sizes.sum()
+    return sizes
+
+
+def greedy_bins(x: Array, sizes: Array) -> Greedy:
     """Divide one class into bins.
 
-    x   float64 (M, D), integer values from `Integers`
+    x      float64 (M, D), integer values from `Integers`
+    sizes  int64 (bins,), which add up to M
     """
-    sizes = bin_sizes(len(x), bins).tolist()
+    bins = len(sizes)
     left = np.arange(len(x))
     order, gain = [], []
     done = 0
     while len(left) > _GRAM and done < bins:
-        picks, gains = _large_bin(x[left], sizes[done])
-        order.append(left[picks])
-        gain.append(gains)
-        left = np.delete(left, picks)
+        if sizes[done]:
+            picks, gains = _large_bin(x[left], int(sizes[done]))
+            order.append(left[picks])
+            gain.append(gains)
+            left = np.delete(left, picks)
         done += 1
-    picks, gains = _small_bins(x[left], sizes[done:])
+    picks, gains = _small_bins(x[left], [int(size) for size in sizes[done:] if size])
     whole = np.concatenate([*order, left[picks]])
     bin_of, gain_of = np.empty(len(x), np.int64), np.empty(len(x))
     bin_of[whole] = np.repeat(np.arange(bins), sizes)
@@ -141,13 +180,13 @@ def _small_bins(x: Array, sizes: list[int]) -> tuple[Array, Array]:
             picks[k], gains[k] = p, value[p]
             value += growth[p]
             value[p] = -np.inf
-        gains[ours] += _same_for_all(norm[free].sum(), norm[picks[ours]])
+        gains[ours] += same_for_all(norm[free].sum(), norm[picks[ours]])
         free[picks[ours]] = False
         done += size
     return picks, gains
 
 
-def _same_for_all(pool: float, picked: Array) -> Array:
+def same_for_all(pool: float, picked: Array) -> Array:
     """The sum of |p|^2 over S less that over R before each pick, from that over the pool at the start of the bin."""
     before = np.cumsum(picked) - picked
     return 2 * before - pool
@@ -183,7 +222,7 @@ def _large_bin(x: Array, size: int) -> tuple[Array, Array]:
         value += 2 * len(block) * norm - 4 * (x @ total)
         value[block] = -np.inf
         mean, expected = total / len(block), len(block)
-    return np.array(picks), np.array(gains) + _same_for_all(norm.sum(), norm[picks])
+    return np.array(picks), np.array(gains) + same_for_all(norm.sum(), norm[picks])
 
 
 class _Outside:

@@ -29,6 +29,7 @@ class Folder:
     names    file names relative to `root`, in source order
     labels   int64 (N,)
     sizes    int64 (N,), bytes of each file
+    times    int64 (N,), nanoseconds, when each was last changed
     classes  class names, by label
     skipped  (name, reason) of what is not a candidate
     """
@@ -37,6 +38,7 @@ class Folder:
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+    times: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
 
@@ -84,15 +86,23 @@ def scan(root: str | Path, progress: Progress | None = None) -> Folder:
     names: list[str] = []
     labels: list[int] = []
     sizes: list[int] = []
+    times: list[int] = []
     for label, folder in enumerate(folders):
         for name, status in _walk(root, folder, elsewhere, skipped):
             names.append(name)
             labels.append(label)
             sizes.append(status.st_size)
+            times.append(status.st_mtime_ns)
         if progress:
             progress("scan", label + 1, len(folders))
     return Folder(
-        root, tuple(names), np.array(labels, np.int64), np.array(sizes, np.int64), tuple(folders), tuple(skipped)
+        root,
+        tuple(names),
+        np.array(labels, np.int64),
+        np.array(sizes, np.int64),
+        np.array(times, np.int64),
+        tuple(folders),
+        tuple(skipped),
     )
 
 

@@ -4,42 +4,134 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqcodec import OptionError, select
+from dqcodec.selection import METHODS, sample
+from dqcodec.selection.binning import divide
 from dqcodec.selection.sampling import draw, split
+
+CLASSES = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any),
-    st.floats(0.001, 1.0),
-    st.integers(1, 12),
-    st.integers(0, 5),
-)
-def test_counts_add_up(class_sizes, keep, bins, seed):
-    labels = np.repeat(np.arange(len(class_sizes)), class_sizes)
+@given(CLASSES, st.floats(0.001, 1.0), st.integers(1, 12), st.sampled_from(METHODS), st.integers(0, 5), st.data())
+def test_counts_add_up(class_sizes, keep, bins, method, seed, data):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(class_sizes)), class_sizes))
     n = len(labels)
-    found = select(np.random.default_rng(seed).normal(size=(n, 3)), labels, keep, bins, seed)
+    bins = min(bins, n)
+    features = np.random.default_rng(seed).normal(size=(n, 3))
+    if method == "adq":
+        rs, ds = (
+            np.array(data.draw(st.lists(st.floats(-9, 9) | st.just(np.nan), min_size=bins, max_size=bins)))
+            for _ in range(2)
+        )
+        found = sample(divide(features, labels, bins), labels, keep, method, seed, rs=rs, ds=ds)
+        assert np.isfinite(found.is_).all()
+    else:
+        found = select(features, labels, keep, bins, method, seed)
     assert len(found.kept) == len(set(found.kept.tolist())) == max(1, round(keep * n))
     assert found.kept.tolist() == sorted(found.kept.tolist())
     share = len(found.kept) * np.bincount(labels) / n
     assert (np.abs(np.bincount(labels[found.kept], minlength=len(share)) - share) < 1 + 1e-9).all()
     for c in range(len(share)):
         members = labels == c
-        assert found.size[c].tolist() == np.bincount(found.bin[members], minlength=bins).tolist()
+        assert found.size[c].tolist() == np.bincount(found.bin[members], minlength=found.size.shape[1]).tolist()
         kept = found.kept[labels[found.kept] == c]
-        assert found.taken[c].tolist() == np.bincount(found.bin[kept], minlength=bins).tolist()
+        assert found.taken[c].tolist() == np.bincount(found.bin[kept], minlength=found.size.shape[1]).tolist()
         assert sorted(found.order[members].tolist()) == list(range(members.sum()))
-        exact = found.taken[c].sum() * found.size[c] / max(1, found.size[c].sum())
-        assert (np.abs(found.taken[c] - exact) < 1 + 1e-9).all()  # uniform over the bins
+        assert (found.taken[c] <= found.size[c]).all()
+        if method == "dq":
+            exact = found.taken[c].sum() * found.size[c] / found.size[c].sum()
+            assert (np.abs(found.taken[c] - exact) < 1 + 1e-9).all()  # uniform over the bins
+        if method in ("graphcut", "random"):
+            assert found.size.shape[1] == 1
+            assert sorted(found.order[kept].tolist()) == list(range(len(kept)))  # the first ones
 
 
-def test_keep_one_keeps_all():
-    found = select(np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3, keep=1.0)
-    assert found.kept.tolist() == list(range(30))
+@settings(deadline=None)
+@given(CLASSES, st.floats(0.001, 1.0), st.integers(1, 12), st.lists(st.floats(-9, 9), min_size=12, max_size=12))
+def test_adq_without_alpha_is_dq(class_sizes, keep, bins, score):
+    labels = np.repeat(np.arange(len(class_sizes)), class_sizes)
+    bins = min(bins, len(labels))
+    binning = divide(np.random.default_rng(0).normal(size=(len(labels), 2)), labels, bins)
+    rs = np.array(score[:bins])
+    adq = sample(binning, labels, keep, "adq", alpha=0, rs=rs, ds=rs[::-1])
+    dq = sample(binning, labels, keep, "dq")
+    assert adq.taken.tolist() == dq.taken.tolist()
+    assert adq.kept.tolist() == dq.kept.tolist()
+
+
+def test_adq_takes_more_of_bins_that_matter():
+    features = np.random.default_rng(0).normal(size=(1000, 4))
+    binning = divide(features, None, 4)
+    rs, ds = np.array([4.0, 3.0, 2.0, 1.0]), np.array([1.0, 1.0, 0.0, 0.0])
+    takes = [sample(binning, None, 0.4, "adq", alpha=alpha, rs=rs, ds=ds).taken[0] for alpha in (0, 0.5, 1)]
+    assert takes[0].tolist() == [100, 100, 100, 100]
+    for taken in takes[1:]:
+        assert (np.diff(taken) < 0).all()
+    assert takes[2][0] > takes[1][0]
+    z = (rs - rs.mean()) / rs.std() + (ds - ds.mean()) / ds.std()  # by hand: Eq. 6 to 9
+    share = np.exp(z / 10) / np.exp(z / 10).sum()
+    assert np.abs(takes[2] - 400 * share).max() < 1
+    assert np.abs(takes[1] - 400 * (0.125 + share / 2)).max() < 1
+
+
+def test_what_exceeds_a_bin_is_handed_on():
+    binning = divide(np.random.default_rng(0).normal(size=(100, 4)), None, 2)
+    taken = sample(binning, None, 0.98, "adq", alpha=1, rs=np.array([9.0, 0.0]), ds=np.array([9.0, 0.0])).taken
+    assert taken.tolist() == [[50, 48]]
+
+
+def test_the_whole_of_adq_by_features():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(300, 8)), np.arange(300) % 3
+    first, again = (select(features, labels, 0.5, 5, seed=4) for _ in range(2))
+    assert first.kept.tolist() == again.kept.tolist()
+    assert len(first.kept) == 150
+    for score in (first.rs, first.ds, first.is_):
+        assert score.shape == (5,)
+        assert np.isfinite(score).all()
+    assert first.rs.max() <= 0
+    assert first.ds.max() <= 0
+    assert first.is_.sum() == pytest.approx(0, abs=1e-9)
+    plain = select(features, labels, 0.5, 5, "dq", seed=4)
+    assert (plain.rs, plain.ds, plain.is_) == (None, None, None)
+    assert plain.bin.tolist() == first.bin.tolist()
+
+
+def test_graphcut_is_the_first_bin_of_as_many():
+    """Eq. 1's first bin of K samples and graph cut's first K picks are the same samples."""
+    features = np.random.default_rng(5).normal(size=(60, 4))
+    coreset = select(features, keep=0.25, method="graphcut").kept
+    assert coreset.tolist() == np.flatnonzero(divide(features, None, 4).bin == 0).tolist()
+
+
+def test_one_binning_serves_every_ratio():
+    features, labels = np.random.default_rng(0).normal(size=(90, 4)), np.arange(90) % 2
+    binning = divide(features, labels, 3)
+    for keep in (0.1, 0.5, 0.9):
+        again = select(features, labels, keep, 3, "dq", seed=2)
+        assert sample(binning, labels, keep, "dq", seed=2).kept.tolist() == again.kept.tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_keep_one_keeps_all_and_the_least_is_one(method):
+    features, labels = np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3
+    assert select(features, labels, 1.0, method=method).kept.tolist() == list(range(30))
+    assert len(select(features, labels, 1e-9, method=method).kept) == 1
+    assert select(features[:1], None, 0.5, 1, method).kept.tolist() == [0]
+
+
+@pytest.mark.parametrize("features", [np.zeros((20, 3)), np.ones((20, 3)), np.arange(20.0)[:, None]])
+@pytest.mark.parametrize("method", METHODS)
+def test_features_that_say_little(features, method):
+    found = select(features, None, 0.5, 4, method)
+    assert len(found.kept) == 10
+    if method == "adq":
+        assert np.isfinite(found.is_).all()
 
 
 def test_same_seed_same_samples_and_the_draw_is_pinned():
     features = np.random.default_rng(0).normal(size=(50, 4))
-    first, again, other = (select(features, keep=0.3, seed=seed).kept.tolist() for seed in (1, 1, 2))
+    first, again, other = (select(features, keep=0.3, method="dq", seed=seed).kept.tolist() for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert draw(np.arange(10), 4, np.random.PCG64(7)).tolist() == [3, 4, 6, 9]
@@ -77,7 +169,13 @@ def test_split_by_hand():
         ({"keep": float("nan")}, "keep: nan"),
         ({"bins": 0}, "bins: 0; allowed: 1 to 65536"),
         ({"bins": 2.5}, "bins: 2.5"),
+        ({"bins": 4}, "bins: 4 for 3 samples; allowed here: 1 to 3"),
         ({"seed": -1}, "seed: -1"),
+        ({"method": "best"}, "method: 'best'; allowed: adq, dq, graphcut, random"),
+        ({"alpha": 1.1}, "alpha: 1.1; allowed: 0 <= alpha <= 1"),
+        ({"alpha": float("nan")}, "alpha: nan"),
+        ({"bins": 1, "bin_sizes": "odd"}, "bin_sizes: 'odd'; allowed: equal, geometric"),
+        ({"labels": [0, 2, 2]}, "labels: class 1 of 0 to 2 has no sample"),
         ({"labels": [0, 1]}, "expected one integer a sample"),
         ({"labels": [0.0, 1.0, 0.9]}, "expected one integer a sample"),
         ({"labels": [0, 1, -1]}, "labels: -1 to 1; allowed: 0 to 1048575"),
@@ -90,13 +188,14 @@ def test_wrong_arguments(arguments, message):
         select(np.ones((3, 2)), **arguments)
 
 
-def test_wrong_features():
+@pytest.mark.parametrize("method", METHODS)
+def test_wrong_features(method):
     with pytest.raises(OptionError, match="expected \\(samples, dimensions\\)"):
-        select(np.ones(5))
+        select(np.ones(5), method=method)
     for features in (np.ones((3, 2), complex), np.array([["a"]] * 3), np.array([[None]] * 3)):
         with pytest.raises(OptionError, match="expected real numbers"):
             select(features)
     with pytest.raises(OptionError, match="row 1 is not finite"):
         select(np.array([[1, 2], [np.longdouble("1e4000"), 3]]))
-    with pytest.raises(OptionError, match="for 0 samples"):
+    with pytest.raises(OptionError, match="at least one of each"):
         select(np.ones((0, 2)))

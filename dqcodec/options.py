@@ -1,0 +1,80 @@
+"""What decides the content of a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dqcodec import features
+from dqcodec.codec import quantize
+from dqcodec.codec.dct.tables import EFFORTS
+from dqcodec.container.spec import MAX_SIDE
+from dqcodec.errors import OptionError
+from dqcodec.selection import ALPHA, check_sampling
+from dqcodec.selection.binning import check_bin_sizes, check_bins
+from dqcodec.sources.images import RESIZES
+
+DEFAULT_BINS = 10
+DEFAULT_BITS = {"dct": 4.0, "pixel": 6.0}
+TRANSFORMS = ("dct", "pixel")
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What decides the content of the file; the file stores it.
+
+    keep      share of the samples that are kept, 0 < keep <= 1
+    bins      bins a class; None: 10, or as many as there are images
+    drop      share of the patches dropped of each image, 0 <= drop < 1
+    transform "dct" (smaller), "pixel" (the papers' own); None: dct at 32 pixels and up
+    bits      nominal width of a value, 2..8: a step of 2^(8 - bits) grey levels; None: 4 with dct, 6 with pixel, which
+              takes whole bits only
+    effort    "fast", "default" or "best": how long dct searches
+    size      pixels a side; None: as the data, at most 224
+    resize    how other shapes become square: "squash", "crop" or "pad"
+    patch     side of a patch in pixels; None: 16 at 224, 8 at 64, 4 at 32
+    features  "proxy", "timm:NAME", "timm:NAME@WEIGHTS" or "FILE.npy"
+    method    "adq": bins by their importance; "dq": the same share of every bin; "graphcut": one bin, the first picks;
+              "random"
+    alpha     0..1, the weight of the importance with "adq"
+    normalize features are divided by their L2 norm: the cosine GraphCut of the papers' public code
+    bin_sizes "equal"; "geometric" as in that code: a bins-th of what remains for each, the rest for the last
+    seed      of every random choice
+    """
+
+    keep: float = 0.6
+    bins: int | None = None
+    drop: float = 0.25
+    transform: str | None = None
+    bits: float | None = None
+    effort: str = "default"
+    size: int | None = None
+    resize: str = "squash"
+    patch: int | None = None
+    features: str = "proxy"
+    method: str = "adq"
+    alpha: float = ALPHA
+    normalize: bool = False
+    bin_sizes: str = "equal"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise OptionError where a value is outside its range."""
+        check_sampling(self.keep, self.method, self.seed, self.alpha)
+        if self.bins is not None:
+            check_bins(self.bins)
+        check_bin_sizes(self.bin_sizes)
+        if not 0 <= self.drop < 1:
+            raise OptionError(f"drop: {self.drop}; allowed: 0 <= drop < 1")
+        if self.transform is not None and self.transform not in TRANSFORMS:
+            raise OptionError(f"transform: {self.transform!r}; allowed: {', '.join(TRANSFORMS)}")
+        if self.bits is not None and not quantize.MIN_BITS <= self.bits <= quantize.MAX_BITS:
+            raise OptionError(f"bits: {self.bits:g}; allowed: {quantize.MIN_BITS} to {quantize.MAX_BITS}")
+        if self.effort not in EFFORTS:
+            raise OptionError(f"effort: {self.effort!r}; allowed: {', '.join(EFFORTS)}")
+        if self.size is not None and not 1 <= self.size <= MAX_SIDE:
+            raise OptionError(f"size: {self.size}; allowed: 1 to {MAX_SIDE}")
+        if self.resize not in RESIZES:
+            raise OptionError(f"resize: {self.resize!r}; allowed: {', '.join(RESIZES)}")
+        if self.patch is not None and not 1 <= self.patch <= MAX_SIDE:
+            raise OptionError(f"patch: {self.patch}; allowed: 1 to {MAX_SIDE}")
+        features.check(self.features)
