@@ -321,6 +321,14 @@ def _info_table(found: Info) -> Table:
     table.add_section()
     for name, size in sorted(found.members.items(), key=lambda item: -item[1]):
         table.add_row(_text(name), f"{size:,}", f"{size / found.bytes:.1%}")
+    if found.bins:
+        table.add_section()
+        for number, own in enumerate(found.bins[:SHOWN]):
+            named = zip(("RS", "DS", "IS"), (own.rs, own.ds, own.is_), strict=True)
+            scores = ", ".join(f"{name} {value:.3g}" for name, value in named if value is not None)
+            table.add_row(f"bin {number}", f"{own.taken:,}", f"of {own.size:,}{f'; {scores}' if scores else ''}")
+        if len(found.bins) > SHOWN:
+            table.add_row("...", f"{len(found.bins) - SHOWN:,} more bins", "")
     table.add_section()
     for name, count in list(found.per_class.items())[:SHOWN]:
         table.add_row(_text(name), f"{count:,}", "")

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from dqcodec.container.spec import SCORES
 from dqcodec.decode import DQZFile
 from dqcodec.errors import DQZError
 from dqcodec.run import Progress
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A bin over all classes: samples in it, samples taken, and its scores, None where there are none."""
+
+    size: int
+    taken: int
+    rs: float | None
+    ds: float | None
+    is_: float | None
 
 
 @dataclass(frozen=True)
@@ -22,6 +39,7 @@ class Info:
     per_class      samples by class name
     kept_patches   share of the patches that are kept, 0..1
     bits           samples by bit width
+    bins           what the selection did with each bin; empty where nothing was chosen
     source, encode what the header says about origin and options
     """
 
@@ -36,6 +54,7 @@ class Info:
     transform: str
     kept_patches: float
     bits: dict[int, int]
+    bins: tuple[Bin, ...]
     raw: int
     members: dict[str, int]
     per_class: dict[str, int]
@@ -79,11 +98,23 @@ def info(path: str | Path) -> Info:
         return Info(
             str(path), reader.size, len(file), len(header.classes), *file.shape, header.patch, header.transform,
             kept / (len(file) * header.patches), dict(zip(widths.tolist(), counts.tolist(), strict=True)),
+            _bins(reader.columns),
             len(file) * header.channels * header.height * header.width, members,
             dict(zip(header.classes, per_class.tolist(), strict=True)),
             _table(header.extra, "source"), _table(header.extra, "encode"), str(header.extra.get("creator", "")),
             header.fingerprint,
         )  # fmt: skip
+
+
+def _bins(columns: Mapping[str, Array]) -> tuple[Bin, ...]:
+    if "bin" not in columns:
+        return ()
+    size, taken = (columns[name].sum(0).tolist() for name in ("bins/size", "bins/taken"))
+    scores = [columns[name].tolist() if name in columns else [math.nan] * len(size) for name in SCORES]
+    return tuple(
+        Bin(s, t, *(None if math.isnan(value) else value for value in row))
+        for s, t, *row in zip(size, taken, *scores, strict=True)
+    )
 
 
 def verify(path: str | Path, progress: Progress | None = None) -> Verification:

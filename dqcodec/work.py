@@ -69,7 +69,7 @@ class Work:
             return make()
         path = base.with_suffix(".npz")
         try:
-            with np.load(path, allow_pickle=False) as found:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
                 return dict(found)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):  # not there, or damaged
             arrays = make()
@@ -110,7 +110,8 @@ class Rows:
         try:
             state = json.loads(self._state.read_bytes())
             done, shape, dtype = int(state["rows"]), tuple(map(int, state["shape"])), np.dtype(state["dtype"])
-            if os.fstat(self._file.fileno()).st_size >= self._end(done, shape, dtype) and not dtype.hasobject:
+            sound = min(done, *shape, 0) == 0 and not dtype.hasobject
+            if sound and os.fstat(self._file.fileno()).st_size >= self._end(done, shape, dtype):
                 self.done, self._shape, self._dtype = done, shape, dtype
                 self.notes, self.complete = list(state["notes"]), bool(state["complete"])
         except (OSError, ValueError, KeyError, TypeError):  # no earlier run, or damaged
@@ -121,7 +122,7 @@ class Rows:
 
     def __exit__(self, *_: object) -> None:
         with self._file:
-            if not self.complete:
+            if not self.complete and (self.done or self.notes):
                 self._save()
 
     def append(self, rows: Array) -> None:
@@ -209,4 +210,5 @@ def _lock(file: IO[bytes], folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        file.close()
         raise OutputError(f"another run is using the work folder {folder}", path=folder) from None

@@ -18,6 +18,7 @@ import dqcodec
 from dqcodec import EncodeOptions, OptionError, OutputError, SourceError, encode
 from dqcodec.codec.quantize import SCALES
 from dqcodec.inspection import info, verify
+from dqcodec.selection.scores import texture
 
 ALL = EncodeOptions(keep=1, drop=0)
 
@@ -68,6 +69,64 @@ def test_all_stages(photo_folder, encoded):
         assert sizes.tolist() == [[4, 4, 4], [3, 3, 2], [1, 0, 0]]
         for c in range(3):
             assert taken[c].tolist() == np.bincount(file.bin[file.label == c], minlength=3).tolist()
+        rs, ds, is_ = (file.reader.columns[f"bins/{name}"] for name in ("rs", "ds", "is"))
+    levels = [texture(original.transpose(1, 2, 0)[None])[0] for original in originals(photo_folder, 24)]
+    assert rs.min() > min(levels)
+    assert rs.max() < max(levels)
+    assert (ds < 0).all()
+    z = [(score - score.mean()) / score.std() for score in (rs.astype(float), ds.astype(float))]
+    assert is_ == pytest.approx(z[0] + z[1], rel=1e-3)
+    assert [(own.size, own.taken) for own in found.bins] == list(zip(sizes.sum(0), taken.sum(0), strict=True))
+    assert [own.is_ for own in found.bins] == is_.tolist()
+
+
+def test_the_file_has_the_scores_of_the_selection(photo_folder, tmp_path):
+    result = encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(bins=3, drop=0, alpha=1))
+    chosen = result.selection
+    with dqcodec.open(tmp_path / "x.dqz") as file:
+        columns = file.reader.columns
+        for name, score in (("rs", chosen.rs), ("ds", chosen.ds), ("is", chosen.is_)):
+            assert columns[f"bins/{name}"].tolist() == score.astype(np.float32).tolist()
+        assert columns["bins/taken"].tolist() == chosen.taken.tolist()
+
+
+@pytest.mark.parametrize("method", ["dq", "graphcut", "random"])
+def test_other_methods(photo_folder, tmp_path, method):
+    """They have no scores; random needs no network."""
+    result = encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.5, drop=0, method=method))
+    assert ("proxy" in result.seconds) == (method != "random")
+    bins = 10 if method == "dq" else 1
+    assert result.selection.size.shape == (3, bins)
+    found = info(tmp_path / "x.dqz")
+    assert sum(own.taken for own in found.bins) == found.samples == 10
+    assert len(found.bins) == bins
+    assert all(own.rs is None for own in found.bins)
+    assert verify(tmp_path / "x.dqz").ok
+
+
+def test_random_needs_no_torch(photo_folder, tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = None; import dqcodec; "
+        f"dqcodec.encode({str(photo_folder)!r}, {str(tmp_path / 'x.dqz')!r}, "
+        "dqcodec.EncodeOptions(method='random', drop=0))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(dqcodec.open(tmp_path / "x.dqz")) == 13
+
+
+def test_adq_by_features_of_a_file(photo_folder, tmp_path):
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(21, 4)))
+    options = EncodeOptions(keep=0.5, bins=3, drop=0, features=str(tmp_path / "f.npy"))
+    first, again = (encode(photo_folder, tmp_path / f"{k}.dqz", options) for k in range(2))
+    assert "proxy" not in first.seconds
+    assert first.selection.rs.min() > 0  # of the images
+    assert first.selection.ds.max() < 0
+    assert first.selection.kept.tolist() == again.selection.kept.tolist()
+
+
+def test_more_bins_than_images(photo_folder, tmp_path):
+    with pytest.raises(OptionError, match="bins: 22 for 21 samples; allowed here: 1 to 21"):
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(bins=22))
 
 
 def test_same_input_same_bytes(photo_folder, encoded, tmp_path):

@@ -22,8 +22,8 @@ from dqcodec.patches import drop_count
 from dqcodec.run import Run
 from dqcodec.selection.binning import check_bins
 from dqcodec.sources.folder import Folder
-from dqcodec.sources.images import default_patch, default_size, probe, read, thumbnail
-from dqcodec.work import Work
+from dqcodec.sources.images import Probe, default_patch, default_size, probe, read, thumbnail
+from dqcodec.work import Rows, Work
 
 if TYPE_CHECKING:
     import torch
@@ -123,11 +123,8 @@ class Images:
 
         from dqcodec import __version__
 
-        folder = self.folder
-        listing = hashlib.sha256("\0".join(folder.names).encode())
-        for column in (folder.labels, folder.sizes, folder.times, self.usable):
-            listing.update(column.tobytes())
-        return [__version__, pillow, listing.hexdigest(), self.size, self.options.resize, self.channels]
+        usable = hashlib.sha256(self.usable.tobytes()).hexdigest()
+        return [__version__, pillow, _listing(self.folder), usable, self.size, self.options.resize, self.channels]
 
     @cached_property
     def about_proxy(self) -> list[Any]:
@@ -167,17 +164,15 @@ class Images:
 
 def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: Run) -> Images:
     """Read all headers; what they say decides size, patch and channels."""
-    usable, probes = [], []
     names = folder.names
-    look = attempt(lambda index: probe(partial(folder.open, index), names[index]))
-    for index, found in enumerate(ordered_map(look, range(len(folder)), run.workers)):
-        if isinstance(found, SourceError):
-            run.skip(found)
-        else:
-            usable.append(index)
-            probes.append(found)
-        run.progress("look", index + 1, len(folder))
-    check_any(folder, len(usable), run)
+
+    def header(index: int) -> Array:
+        found = probe(partial(folder.open, index), names[index])
+        return np.array([found.width, found.height, found.channels])
+
+    with work.rows("headers", _listing(folder)) as rows:
+        usable = _each(header, np.arange(len(folder)), rows, folder, "look", run)
+        probes = [Probe(*row) for row in rows.finish().tolist()]
     empty = np.flatnonzero(np.bincount(folder.labels[usable], minlength=len(folder.classes)) == 0)
     if empty.size:
         run.notes.append(f"no image in {class_list(folder, empty)}; the list of classes has it all the same")
@@ -212,10 +207,36 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
         counts = f"{small:,} of {len(probes):,} images are smaller than {size} pixels"
         run.notes.append(f"{counts} and were enlarged; choose a smaller --size to avoid that")
     channels = max(found.channels for found in probes)
-    images = Images(folder, np.array(usable), options, size, patch, channels, device, work)
+    images = Images(folder, usable, options, size, patch, channels, device, work)
     if images.selects and options.method in ("adq", "dq"):
         check_bins(bins, len(images))
     return images
+
+
+def _each(function: Callable[[int], Array], indices: Array, rows: Rows, folder: Folder, stage: str, run: Run) -> Array:
+    """Append what the function makes of each file, from where an earlier run stopped; the indices of those that could
+    be read. The others are skipped, and noted for the next run by their place among the indices."""
+    for place, reason in rows.notes:
+        run.skip_all([(folder.names[indices[place]], reason)])
+    done = rows.done + len(rows.notes)
+    for place, found in enumerate(ordered_map(attempt(function), indices[done:].tolist(), run.workers), done):
+        if isinstance(found, SourceError):
+            rows.notes.append([place, str(found).partition(": ")[2]])
+            run.skip(found)
+        else:
+            rows.append(found[None])
+        run.progress(stage, place + 1, len(indices))
+    left = np.delete(indices, [place for place, _ in rows.notes])
+    check_any(folder, len(left), run)
+    return left
+
+
+def _listing(folder: Folder) -> str:
+    """A hash of the files' names, classes, sizes and times: what says that they are the same as in another run."""
+    found = hashlib.sha256("\0".join(folder.names).encode())
+    for column in (folder.labels, folder.sizes, folder.times):
+        found.update(column.tobytes())
+    return found.hexdigest()
 
 
 def read_all(images: Images, run: Run) -> Images:
@@ -228,19 +249,7 @@ def read_all(images: Images, run: Run) -> Images:
         return thumbnail(pixels, size) if images.needs_thumbs else nothing
 
     with images.work.rows("thumbnails", [images.about, images.needs_thumbs and size]) as rows:
-        for position, reason in rows.notes:
-            run.skip_all([(images.folder.names[images.usable[position]], reason)])
-        done = rows.done + len(rows.notes)
-        left = images.usable[done:].tolist()
-        for position, thumb in enumerate(ordered_map(attempt(shrink), left, run.workers), done):
-            if isinstance(thumb, SourceError):
-                rows.notes.append([position, str(thumb).partition(": ")[2]])
-                run.skip(thumb)
-            else:
-                rows.append(thumb[None])
-            run.progress("read", position + 1, len(images))
-        usable = np.delete(images.usable, [position for position, _ in rows.notes])
-        check_any(images.folder, len(usable), run)
+        usable = _each(shrink, images.usable, rows, images.folder, "read", run)
         return replace(images, usable=usable, thumbs=rows.finish())
 
 

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import spec_reader
 from conftest import GOLDEN
 
 import dqcodec
@@ -563,3 +564,50 @@ def test_forged_payloads(tmp_path):
             else:
                 assert image.shape == (3, 4, 4)
     assert refusals > n // 2
+
+
+def scores(*names, values=(0.5, -2.0, np.nan)):
+    """Members of the columns bins/NAME."""
+    members = {}
+    for name in names:
+        members |= column(f"bins/{name}", (len(values),), "float32")
+        members[f"bins/{name}/c/0"] = np.array(values, "<f4").tobytes()
+    return members
+
+
+@pytest.mark.spec("R-10", "R-11")
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (scores("rs", "ds"), "bins/rs, bins/ds, bins/is come together"),
+        (scores("is"), "come together"),
+        (scores("rs", "ds", "is", values=(1, 2)), "bins/rs: .2,. or infinite; expected .3,., finite or NaN"),
+        (scores("rs", "ds", "is", values=(1, np.inf, 2)), "bins/rs: .3,. or infinite"),
+        (scores("rs", "ds", "is") | column("bins/rs", (3,), "float64"), "data_type 'float64'; allowed: uint8"),
+        (scores("rs", "ds", "is") | column("bins/rs", (3,), "uint32"), "bins/rs: uint32 .3,.; allowed: float32"),
+        (column("label", (21,), "float32"), "label: float32 .21,.; allowed: uint8"),
+        (
+            scores("rs", "ds", "is")
+            | {f"{name}{end}": None for name in ("bin", "bins/size", "bins/taken") for end in ("/zarr.json", "/c/0")}
+            | {"bins/size/c/0/0": None, "bins/taken/c/0/0": None},
+            "come together, and with bin",
+        ),
+    ],
+)
+def test_damaged_scores(rebuild, changes, match):
+    path = rebuild(RGB, changes)
+    refused(path, match)
+    with pytest.raises(spec_reader.SpecError):
+        spec_reader.read(path)
+
+
+def test_good_scores(rebuild, encoded):
+    """NaN is one; both readers see the same."""
+    for path in (rebuild(RGB, scores("rs", "ds", "is")), encoded):
+        with dqcodec.open(path) as file:
+            found = {name: file.reader.columns[f"bins/{name}"] for name in ("rs", "ds", "is")}
+            images = file.images(range(len(file)), fill="none")
+        other = spec_reader.read(path)
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, other["columns"][f"bins/{name}"])
+        np.testing.assert_array_equal(images, other["images"])

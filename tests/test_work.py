@@ -1,0 +1,225 @@
+"""The work folder: what is found again, what is not, and runs that were killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dqcodec import EncodeOptions, OutputError, encode
+from dqcodec.work import Work
+
+BLOCKS = [np.arange(k * 6, k * 6 + 6, dtype=np.float32).reshape(3, 2) for k in range(4)]
+WHOLE = np.concatenate(BLOCKS)
+
+
+def fill(rows, until=4):
+    for block in BLOCKS[rows.done // 3 : until]:
+        rows.append(block)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_rows_come_back(tmp_path, kept):
+    folder = tmp_path / "a" / "work" if kept else None
+    with Work(folder, tmp_path) as work:
+        with work.rows("x", [1]) as rows:
+            fill(rows)
+            array = rows.finish()
+        assert array.tolist() == WHOLE.tolist()
+        with work.rows("x", [1]) as rows:
+            assert rows.complete == kept
+            if kept:
+                assert rows.finish().tolist() == WHOLE.tolist()
+        with work.rows("x", [2]) as rows:
+            assert (rows.done, rows.complete) == (0, False)
+    if kept:
+        (path,) = (p for p in folder.glob("x-*.npy") if p.stat().st_size)
+        assert np.load(path).tolist() == WHOLE.tolist()
+        assert not list(folder.glob("*.part"))
+    else:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_go_on_where_an_exception_stopped_them(tmp_path):
+    with Work(tmp_path, tmp_path) as work:
+        with pytest.raises(KeyboardInterrupt), work.rows("x", 0) as rows:
+            fill(rows, 2)
+            rows.notes.append([7, "why"])
+            raise KeyboardInterrupt
+        with work.rows("x", 0) as rows:
+            assert (rows.done, rows.notes, rows.complete) == (6, [[7, "why"]], False)
+            fill(rows)
+            assert rows.finish().tolist() == WHOLE.tolist()
+
+
+def damaged_states(tmp_path):
+    """A work folder with rows that are half done, and ways to damage it."""
+    with Work(tmp_path, tmp_path) as work, work.rows("x", 0) as rows:
+        fill(rows, 2)
+    (data,), (state,) = tmp_path.glob("x-*.npy"), tmp_path.glob("x-*.json")
+    return data, state
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"rows": 6}', "\udcff", '{"rows": "x"}'])
+def test_a_damaged_state_is_not_believed(tmp_path, text):
+    _, state = damaged_states(tmp_path)
+    state.write_bytes(text.encode(errors="surrogateescape"))
+    with Work(tmp_path, tmp_path) as work, work.rows("x", 0) as rows:
+        assert rows.done == 0
+        fill(rows)
+        assert rows.finish().tolist() == WHOLE.tolist()
+
+
+@pytest.mark.parametrize("changes", [{"rows": 60}, {"rows": -1}, {"shape": [200]}, {"shape": [-2]}, {"dtype": "O"}])
+def test_a_state_that_does_not_fit_the_data_is_not_believed(tmp_path, changes):
+    _, state = damaged_states(tmp_path)
+    state.write_text(json.dumps(json.loads(state.read_text()) | changes))
+    with Work(tmp_path, tmp_path) as work, work.rows("x", 0) as rows:
+        assert rows.done == 0
+
+
+def test_lost_data_are_made_again(tmp_path):
+    data, _ = damaged_states(tmp_path)
+    os.truncate(data, 130)
+    with Work(tmp_path, tmp_path) as work, work.rows("x", 0) as rows:
+        assert rows.done == 0
+        fill(rows)
+        assert rows.finish().tolist() == WHOLE.tolist()
+
+
+def test_rows_of_another_shape_are_refused(tmp_path):
+    with Work(None, tmp_path) as work, work.rows("x", 0) as rows:
+        rows.append(BLOCKS[0])
+        with pytest.raises(ValueError, match=r"rows of float64 \(2,\) after float32 \(2,\)"):
+            rows.append(BLOCKS[1].astype(float))
+
+
+def test_rows_without_values(tmp_path):
+    with Work(None, tmp_path) as work, work.rows("x", 0) as rows:
+        for _ in range(3):
+            rows.append(np.zeros((1, 0), np.uint8))
+        assert rows.finish().shape == (3, 0)
+
+
+def test_arrays_come_back(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"a": np.arange(3), "b": np.array(2.5)}
+
+    with Work(tmp_path, tmp_path) as work:
+        for about in (1, 1, 2, 1):
+            found = work.arrays("x", about, make)
+            assert found["a"].tolist() == [0, 1, 2]
+            assert float(found["b"]) == 2.5
+        assert len(made) == 2
+        for path in tmp_path.glob("x-*.npz"):
+            path.write_bytes(path.read_bytes()[:100])
+        work.arrays("x", 1, make)
+        assert len(made) == 3
+
+
+def test_one_run_at_a_time(tmp_path):
+    message = "another run is using the work folder"
+    with Work(tmp_path, tmp_path), pytest.raises(OutputError, match=message), Work(tmp_path, tmp_path):
+        pass
+    with Work(tmp_path, tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write .*file"), Work(tmp_path / "file" / "work", tmp_path):
+        pass
+
+
+OPTIONS = EncodeOptions(keep=0.5, bins=3, drop=0.3)
+SLOW = {"proxy", "features", "bins", "texture", "diversity", "read", "look"}
+
+
+def stages_of(source, output, options, work=None):
+    """The stages that had something to do."""
+    stages = set()
+    encode(source, output, options, work=work, progress=lambda stage, *_: stages.add(stage))
+    return stages
+
+
+def test_another_keep_ratio_makes_nothing_again(photo_folder, tmp_path):
+    work = tmp_path / "work"
+    assert stages_of(photo_folder, tmp_path / "a.dqz", OPTIONS, work) >= SLOW
+    for name, options in {
+        "keep": replace(OPTIONS, keep=0.3), "alpha": replace(OPTIONS, alpha=0.1), "same": OPTIONS,
+        "method": replace(OPTIONS, method="dq"), "bits": replace(OPTIONS, bits=3),
+    }.items():  # fmt: skip
+        assert not stages_of(photo_folder, tmp_path / f"{name}.dqz", options, work) & SLOW
+        encode(photo_folder, tmp_path / "fresh.dqz", options, overwrite=True)
+        assert (tmp_path / f"{name}.dqz").read_bytes() == (tmp_path / "fresh.dqz").read_bytes()
+    assert "bins" in stages_of(photo_folder, tmp_path / "4.dqz", replace(OPTIONS, bins=4), work)
+    assert "proxy" in stages_of(photo_folder, tmp_path / "seed.dqz", replace(OPTIONS, seed=1), work)
+    assert "read" in stages_of(photo_folder, tmp_path / "size.dqz", replace(OPTIONS, size=16), work)
+
+
+def test_changed_files_are_seen(photo_folder, tmp_path):
+    import shutil
+
+    source, work = tmp_path / "source", tmp_path / "work"
+    shutil.copytree(photo_folder, source)
+    stages_of(source, tmp_path / "a.dqz", OPTIONS, work)
+    file = source / "z" / "00.png"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    assert stages_of(source, tmp_path / "b.dqz", OPTIONS, work) >= SLOW
+
+
+def test_skipped_files_are_named_again(tmp_path):
+    from test_encode import broken_folder
+
+    bad = broken_folder(tmp_path / "source")
+    for name in ("a", "b"):
+        result = encode(
+            tmp_path / "source", tmp_path / f"{name}.dqz", EncodeOptions(keep=0.5, bins=2), work=tmp_path / "work"
+        )
+        assert {name for name, _ in result.skipped} == bad
+        assert all(reason for _, reason in result.skipped)
+    assert (tmp_path / "a.dqz").read_bytes() == (tmp_path / "b.dqz").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+import dqcodec, dqcodec.work, dqcodec.features
+dqcodec.work.SAVE = 0
+dqcodec.features.BATCH = 4
+source, output, work, stage, limit = sys.argv[1:]
+
+def progress(name, done, total):
+    if name == stage and done >= int(limit):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+dqcodec.encode(source, output, dqcodec.EncodeOptions(keep=0.5, bins=3, drop=0.3), work=work, progress=progress)
+"""
+
+
+@pytest.mark.parametrize(("stage", "limit"), [("look", 5), ("read", 11), ("features", 9), ("diversity", 100)])
+def test_a_killed_run_goes_on(photo_folder, tmp_path, monkeypatch, stage, limit):
+    """kill -9 in the middle of a stage: the next run does the rest only, and the file is that of an undisturbed run."""
+    arguments = [str(photo_folder), str(tmp_path / "x.dqz"), str(tmp_path / "work"), stage, str(limit)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "x.dqz").exists()
+    monkeypatch.setattr("dqcodec.features.BATCH", 4)
+    steps: dict[str, list[int]] = {}
+    encode(
+        photo_folder, tmp_path / "x.dqz", OPTIONS, work=tmp_path / "work",
+        progress=lambda name, done, total: steps.setdefault(name, []).append(done),
+    )  # fmt: skip
+    order = ["look", "read", "features"]
+    if stage in order:
+        assert min(steps[stage]) >= limit
+    for before in order[: order.index(stage) if stage in order else 3]:
+        assert before not in steps
+    encode(photo_folder, tmp_path / "y.dqz", OPTIONS)
+    assert (tmp_path / "x.dqz").read_bytes() == (tmp_path / "y.dqz").read_bytes()
