@@ -61,10 +61,7 @@ class Integers:
 
     def __call__(self, features: Array) -> Array:
         """float64 of the same shape, integer values."""
-        scaled = features.astype(np.float64)
-        if self.normalize:
-            norm = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))
-            scaled /= np.where(norm > 0, norm, 1.0)[:, None]
+        scaled: Array = _unit(features) if self.normalize else features.astype(np.float64)
         scaled /= self.top or 1.0
         scaled *= 2**self.bits - 1
         return np.rint(scaled, out=scaled)
@@ -82,13 +79,22 @@ def integers(features: Array, pool: int, normalize: bool = False) -> Integers:
     bits = 15
     while bits > 1 and 3 * max(pool, 1) * features.shape[1] * (2.0**bits - 1) ** 2 >= _EXACT:
         bits -= 1
-    if normalize:  # no component is larger
-        return Integers(1.0, bits, True)
     top = 0.0
     for start in range(0, len(features), _ROWS):
         block = features[start : start + _ROWS]
+        block = _unit(block) if normalize else block
         top = max(top, -float(block.min()), float(block.max()))
-    return Integers(top, bits)
+    return Integers(top, bits, normalize)
+
+
+def _unit(features: Array) -> Array:
+    """float64: every row divided by its L2 norm, rows of zeros left."""
+    x = np.array(features, np.float64)
+    peak = np.abs(x).max(1)
+    x /= np.where(peak > 0, peak, 1.0)[:, None]  # so that no square underflows
+    norm = np.sqrt(np.einsum("ij,ij->i", x, x))
+    x /= np.where(norm > 0, norm, 1.0)[:, None]
+    return x
 
 
 def check_features(features: Array, names: Sequence[str] | None = None) -> None:
