@@ -94,7 +94,8 @@ def encode(
     with run.stage("scan"):
         folder = scan(source, run.progress)
         run.skip_all(folder.skipped)
-    _check_output(folder, Path(output))
+    for place in (output, work):
+        _check_outside(folder, place)
     if options.keep < 1 and options.method != "random":  # what is wrong with them should be known now
         features.check_source(options.features, folder.names)
 
@@ -170,7 +171,8 @@ def _header(images: Images, packer: Packer, run: Run) -> Header:
     )  # fmt: skip
 
 
-def _check_output(folder: Folder, output: Path) -> None:
-    """An output among the images might replace one, and would be taken for one in the next run."""
-    if folder.root.resolve() in output.resolve().parents:
-        raise OutputError(f"{output} is inside the source folder {folder.root}; choose a place outside", path=output)
+def _check_outside(folder: Folder, place: str | Path | None) -> None:
+    """What is written among the images might replace one, and would be taken for one in the next run."""
+    root, path = folder.root.resolve(), Path(place or "").resolve()
+    if place and (root == path or root in path.parents):
+        raise OutputError(f"{place} is inside the source folder {folder.root}; choose a place outside", path=place)

@@ -138,6 +138,14 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         pass
 
 
+def test_the_work_folder_is_never_inside_the_source(photo_folder, tmp_path):
+    before = sorted(photo_folder.rglob("*"))
+    for work in (photo_folder / "work", photo_folder):
+        with pytest.raises(OutputError, match="is inside the source folder"):
+            encode(photo_folder, tmp_path / "x.dqz", OPTIONS, work=work)
+    assert sorted(photo_folder.rglob("*")) == before
+
+
 OPTIONS = EncodeOptions(keep=0.5, bins=3, drop=0.3)
 SLOW = {"proxy", "features", "bins", "texture", "diversity", "read", "look"}
 
