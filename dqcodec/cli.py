@@ -66,7 +66,10 @@ def encode(
     ] = False,
     bin_sizes: Annotated[
         Literal["equal", "geometric"],
-        typer.Option(help="Equal bins, or of each what is left by the number of bins, as in the papers' code."),
+        typer.Option(
+            help="equal, or geometric: the first takes a tenth (of 10 bins), each other a tenth of the rest, "
+            "the last what remains, as in the papers' code."
+        ),
     ] = "equal",
     drop: Annotated[float, typer.Option(help="Share of the patches to drop, 0 <= drop < 1.")] = DEFAULTS.drop,
     transform: Annotated[
@@ -74,13 +77,14 @@ def encode(
         typer.Option(help="How patches are coded.", show_default="dct, the smaller; pixel under 32 pixels"),
     ] = None,
     bits: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Nominal bits a value, 2 to 8: more is better and larger, one bit halves the error. "
-            "dct takes fractions.",
+            help="Nominal bits a value, 2 to 8: more is better and larger, one bit halves the error; dct takes "
+            "fractions. [b]4[/b]: of all images; [b]auto:4[/b]: by image, where the gradients of the proxy suffer "
+            "most, with this mean; [b]rank:4[/b]: one more or less for the most and least sensitive quarter.",
             show_default="4 with dct, 6 with pixel",
         ),
-    ] = DEFAULTS.bits,
+    ] = None,
     effort: Annotated[
         Literal["fast", "default", "best"], typer.Option(help="How long dct searches for fewer bytes.")
     ] = "default",
@@ -295,7 +299,7 @@ def _encode_table(result: EncodeResult) -> Table:
     table.add_row(
         "images are",
         f"{header.height} x {header.width} x {header.channels}",
-        f"patches of {header.patch}, {header.transform}, {result.options.bits:g} bits",
+        f"patches of {header.patch}, {header.transform}, bits {result.options.bits}",
     )
     table.add_section()
     for stage, seconds in result.seconds.items():

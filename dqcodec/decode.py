@@ -154,8 +154,9 @@ class DQZFile:
         if "mask" in columns:
             units = to_units(mask, header.grid, header.patch // form.unit)
         colour = columns["colour"][wanted] if header.channels == 3 else None
+        payloads = reader.read(wanted)
         try:
-            images = coder.decode(form, reader.read(wanted), units, self.scale[wanted], colour)
+            images = coder.decode(form, payloads, units, self.scale[wanted], colour)
         except FormatError as error:
             raise reader.error(wanted[error.sample or 0], str(error)) from None
         return images, mask

@@ -26,6 +26,7 @@ from dqcodec.sources.folder import Folder, scan
 from dqcodec.stages.choose import choose, extract, keep_patches, make_bins, train_proxy
 from dqcodec.stages.code import Packer, pack_all, with_dct, with_pixel
 from dqcodec.stages.images import Images, look, read_all
+from dqcodec.stages.widths import set_widths
 from dqcodec.work import Work
 
 Array = npt.NDArray[Any]
@@ -93,19 +94,22 @@ def encode(
     run = Run(workers or default_workers(), strict, progress)
     with run.stage("scan"):
         folder = scan(source, run.progress)
-        run.skip_all(folder.skipped)
+        for name, reason in folder.skipped:
+            run.skip(name, reason)
     for place in (output, work):
         _check_outside(folder, place)
+    if work and Path(work).resolve() == Path(output).resolve():
+        raise OutputError(f"{work} is both the output and the work folder; choose two names", path=work)
     if options.keep < 1 and options.method != "random":  # what is wrong with them should be known now
         features.check_source(options.features, folder.names)
 
     with Writer(output, overwrite) as writer, Work(work, Path(output).parent) as saved:
         with run.stage("read"):
             images = look(folder, options, device, saved, run)
-            if images.selects or images.drops:
+            if images.selects or images.needs_proxy:
                 images = read_all(images, run)
         proxy = selection = masks = None
-        if images.needs_proxy:
+        if images.sees_by_proxy:
             proxy = train_proxy(images, run)
         if images.selects:
             with run.stage("features"):
@@ -115,19 +119,27 @@ def encode(
             with run.stage("sampling"):
                 selection = choose(images, binning, found, run)
         kept = np.arange(len(images)) if selection is None else selection.kept
+        if proxy is None and images.needs_proxy:
+            proxy = train_proxy(images, run)
         if proxy is not None and images.drops:
             with run.stage("patch scores"):
                 masks = keep_patches(images, proxy, kept, run)
+        with run.stage("bits"):
+            widths = set_widths(images, proxy, kept, masks, run)
         if images.transform == "dct":
             with run.stage("tables"):
-                pack = with_dct(images, kept, masks, run)
+                pack = with_dct(images, kept, masks, widths.bits, run)
         else:
             pack = with_pixel(images)
         with run.stage("pack"):
-            written, coded = pack_all(images, kept, masks, pack, writer, run)
+            written, coded = pack_all(images, kept, masks, widths.bits, pack, writer, run)
         with run.stage("write"):
             kept, masks = kept[written], None if masks is None else masks[written]
             columns = {**_columns(images, kept, masks, selection), **coded, **pack.tables}
+            if widths.distance is not None:
+                columns["distance"] = widths.distance[written]
+            if saved.found:
+                run.notes.append(f"found in the work folder: {', '.join(saved.found)}")
             header = writer.finish(_header(images, pack, run), columns)
 
     return EncodeResult(

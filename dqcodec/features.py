@@ -33,6 +33,8 @@ BATCH = 64
 
 def check(features: str) -> None:
     """Raise OptionError unless `features` has one of the four forms."""
+    if not isinstance(features, str):
+        raise OptionError(f"features: {features!r}; expected text")
     if features != "proxy" and not features.endswith(".npy") and not features.startswith("timm:"):
         raise OptionError(f"features: {features!r}; allowed: proxy, timm:NAME, timm:NAME@WEIGHTS, FILE.npy")
 
@@ -52,7 +54,7 @@ def from_npy(path: str, rows: int) -> Array:
     """The rows of a .npy file, memory-mapped; OptionError where it is not `rows` rows of numbers."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError, TokenError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a .npy file of numbers"
         raise OptionError(f"features: {path}: {reason}") from None
     if not isinstance(array, np.ndarray):

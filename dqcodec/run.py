@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dqcodec.errors import SourceError
@@ -32,13 +32,8 @@ class Run:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def skip(self, error: SourceError) -> None:
-        """Leave out the file that the error names."""
-        name, _, reason = str(error).partition(": ")
-        self.skip_all([(name, reason)])
-
-    def skip_all(self, found: Iterable[tuple[str, str]]) -> None:
-        for name, reason in found:
-            if self.strict:
-                raise SourceError(f"{name}: {reason} (with --strict nothing is skipped)", path=name)
-            self.skipped.append((name, reason))
+    def skip(self, name: str, reason: str) -> None:
+        """Leave out a file."""
+        if self.strict:
+            raise SourceError(f"{name}: {reason} (with --strict nothing is skipped)", path=name)
+        self.skipped.append((name, reason))

@@ -1,11 +1,11 @@
 """What stages made, kept in a folder for the next run: another keep ratio reads no image and trains no network again.
 
-    features-KEY.npy   rows that were written from the first to the last
-    features-KEY.json  how many of them are there
-    proxy-KEY.npz      arrays by name
+    features-KEY.npy    rows that were written from the first to the last
+    features-KEY.state  how many of them are there, and their checksum
+    proxy-KEY.saved     arrays by name
 
 KEY is a hash of all that the content follows from: what no longer fits is not found, and may be deleted at any time.
-Without a folder the same rows lie in unnamed files that go with the process.
+What is damaged is made again. Without a folder the same rows lie in unnamed files that go with the process.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import json
 import os
 import tempfile
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,20 +30,25 @@ from dqcodec.errors import OutputError
 Array = npt.NDArray[Any]
 
 SAVE = 10  # seconds of work that a killed run may lose
+_BLOCK = 1 << 24
 
 
 class Work:
     """
     folder   for what is kept, made where it is not there; None: keep nothing
     scratch  a folder for unnamed files
+    found    names of what an earlier run made
     """
 
     def __init__(self, folder: str | Path | None, scratch: Path) -> None:
         self.folder, self.scratch = Path(folder) if folder else None, scratch
+        self.found: list[str] = []
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Work:
         if self.folder:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise OutputError(f"work: {self.folder} is a file; expected a folder", path=self.folder)
             with _writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock = open(self.folder / "lock", "wb")
@@ -57,7 +61,10 @@ class Work:
 
     def rows(self, name: str, about: Any) -> Rows:
         """Rows to be appended to; those that an earlier run kept under the same name and `about` are there already."""
-        return Rows(self._path(name, about), self.scratch)
+        rows = Rows(self._path(name, about), self.scratch)
+        if rows.done:
+            self.found.append(name if rows.complete else f"{rows.done:,} {name}")
+        return rows
 
     def arrays(self, name: str, about: Any, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
         """The arrays that an earlier run kept under the same name and `about`, or else those that `make` makes.
@@ -67,12 +74,13 @@ class Work:
         base = self._path(name, about)
         if not base:
             return make()
-        path = base.with_suffix(".npz")
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+        path = base.with_suffix(".saved")
+        saved = _unsealed(path)
+        if saved is not None:
+            self.found.append(name)
+            with np.load(io.BytesIO(saved), allow_pickle=False) as found:
                 return dict(found)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):  # not there, or damaged
-            arrays = make()
+        arrays = make()
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         _replace(path, buffer.getvalue())
@@ -92,38 +100,49 @@ class Rows:
     """
 
     def __init__(self, base: Path | None, scratch: Path) -> None:
-        self.done, self.complete = 0, False
-        self.notes: list[Any] = []
-        self._shape: tuple[int, ...] = ()
-        self._dtype = np.dtype(np.uint8)
-        self._state = base.with_suffix(".json") if base else None
+        self._state = base.with_suffix(".state") if base else None
         self._place = base.parent if base else scratch
         self._saved = time.monotonic()
+        self.restart()
         with _writing(self._place):
             self._file = _open(base and base.with_suffix(".npy"), scratch)
         self._resume()
 
+    def restart(self) -> None:
+        """Forget what is there."""
+        self.done, self.complete = 0, False
+        self.notes: list[Any] = []
+        self._shape: tuple[int, ...] = ()
+        self._dtype = np.dtype(np.uint8)
+        self._checksum = 0
+
     def _resume(self) -> None:
-        """Believe the state only where it fits the data."""
-        if not self._state:
+        """Believe the state where it is whole, and fits the data."""
+        sealed = _unsealed(self._state) if self._state else None
+        if sealed is None:
             return
-        try:
-            state = json.loads(self._state.read_bytes())
-            done, shape, dtype = int(state["rows"]), tuple(map(int, state["shape"])), np.dtype(state["dtype"])
-            sound = min(done, *shape, 0) == 0 and not dtype.hasobject
-            if sound and os.fstat(self._file.fileno()).st_size >= self._end(done, shape, dtype):
-                self.done, self._shape, self._dtype = done, shape, dtype
-                self.notes, self.complete = list(state["notes"]), bool(state["complete"])
-        except (OSError, ValueError, KeyError, TypeError):  # no earlier run, or damaged
-            pass
+        state = json.loads(sealed)
+        self.done, self.notes, self.complete = state["rows"], state["notes"], state["complete"]
+        self._shape, self._dtype, self._checksum = tuple(state["shape"]), np.dtype(state["dtype"]), state["checksum"]
+        with _writing(self._place):
+            self._file.seek(self._end(0))
+            left, checksum = self._end(self.done) - self._end(0), 0
+            while left and (block := self._file.read(min(left, _BLOCK))):
+                checksum = zlib.crc32(block, checksum)
+                left -= len(block)
+        if left or checksum != self._checksum:
+            self.restart()
 
     def __enter__(self) -> Rows:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._file:
+        try:
             if not self.complete and (self.done or self.notes):
                 self._save()
+        finally:
+            with suppress(OSError):  # a full disk fails again here
+                self._file.close()
 
     def append(self, rows: Array) -> None:
         """Add the next rows; all are of the shape and dtype of the first."""
@@ -131,9 +150,11 @@ class Rows:
             self._shape, self._dtype = rows.shape[1:], rows.dtype
         if rows.shape[1:] != self._shape or rows.dtype != self._dtype:
             raise ValueError(f"rows of {rows.dtype} {rows.shape[1:]} after {self._dtype} {self._shape}")
+        data = rows.tobytes()
         with _writing(self._place):
-            self._file.seek(self._end(self.done, self._shape, self._dtype))
-            self._file.write(rows.tobytes())
+            self._file.seek(self._end(self.done))
+            self._file.write(data)
+        self._checksum = zlib.crc32(data, self._checksum)
         self.done += len(rows)
         if time.monotonic() - self._saved > SAVE:
             self._save()
@@ -143,8 +164,7 @@ class Rows:
         if not self.complete:
             self.complete = True
             self._save()
-        offset = len(_header(0, self._shape, self._dtype))
-        return np.memmap(self._file, self._dtype, "r", offset, (self.done, *self._shape))
+        return np.memmap(self._file, self._dtype, "r", self._end(0), (self.done, *self._shape))
 
     def _save(self) -> None:
         """The data first, then what says that they are there."""
@@ -155,16 +175,17 @@ class Rows:
             if self._state:
                 os.fsync(self._file.fileno())
         state = {
-            "rows": self.done, "shape": self._shape, "dtype": self._dtype.str, "complete": self.complete,
-            "notes": self.notes,
+            "rows": self.done, "shape": self._shape, "dtype": self._dtype.str, "checksum": self._checksum,
+            "complete": self.complete, "notes": self.notes,
         }  # fmt: skip
         if self._state:
             _replace(self._state, json.dumps(state).encode())
         self._saved = time.monotonic()
 
-    @staticmethod
-    def _end(done: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-        return len(_header(done, shape, dtype)) + done * int(np.prod(shape)) * dtype.itemsize
+    def _end(self, rows: int) -> int:
+        """Where so many rows end."""
+        size = int(np.prod(self._shape)) * self._dtype.itemsize
+        return len(_header(0, self._shape, self._dtype)) + rows * size
 
 
 def _open(path: Path | None, scratch: Path) -> IO[bytes]:
@@ -182,12 +203,27 @@ def _header(rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     return buffer.getvalue()
 
 
+def _seal(path: Path, data: bytes) -> bytes:
+    """What stands before the data, and fits no other file and no other data."""
+    return hashlib.sha256(path.name.encode() + data).digest()
+
+
+def _unsealed(path: Path) -> bytes | None:
+    """The data that `_replace` wrote; None where they are not there, or not whole."""
+    try:
+        sealed = path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return None
+    seal, data = sealed[:32], sealed[32:]
+    return data if seal == _seal(path, data) else None
+
+
 def _replace(path: Path, data: bytes) -> None:
     """Write a file as a whole or not at all."""
     temporary = path.with_name(f"{path.name}.part")
     with _writing(path):
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.write(_seal(path, data) + data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -209,6 +245,8 @@ def _lock(file: IO[bytes], folder: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise OutputError(f"another run is using the work folder {folder}", path=folder) from None
+    except OSError:
+        return

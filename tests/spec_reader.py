@@ -209,6 +209,7 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         "mask": ((count, -(-patches // 8)), "uint8", 0, top),
         "source_index": ((count,), any_kind, 0, top),
         "bin": ((count,), "uint8 uint16", 0, top),
+        "distance": ((count,), "float32", 0, FLOAT),
         "bins/size": ((classes, None), any_kind, 0, top),
         "bins/taken": ((classes, None), any_kind, 0, top),
         "bins/rs": ((None,), "float32", -FLOAT, FLOAT),
@@ -247,7 +248,7 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         require(len(data) == size, f"{name!r}: {len(data)} bytes, not {size}")
         columns[name] = np.frombuffer(data, dtype).reshape(sizes)
         low, high = known[name][2:]
-        values = columns[name][~np.isnan(columns[name])] if dtype == np.float32 else columns[name]
+        values = columns[name][~np.isnan(columns[name])] if name in SCORES else columns[name]
         require(bool(((low <= values) & (values <= high)).all()), f"{name!r}: not {low} to {high}")
     if "bin" in columns:
         bins, size, taken = (columns[name] for name in BINS)

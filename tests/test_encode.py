@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,11 +317,16 @@ def test_timm_models_that_cannot_be_had(photo_folder, tmp_path):
         ({"keep": 0}, "keep: 0; allowed: 0 < keep <= 1"),
         ({"keep": 1.01}, "keep: 1.01"),
         ({"bins": 0}, "bins: 0; allowed: 1 to 65536"),
+        ({"bins": "3"}, "bins: '3'; expected a whole number or None"),
+        ({"size": 32.0}, "size: 32.0; expected a whole number or None"),
+        ({"drop": "x"}, "drop: 'x'; expected a number"),
+        ({"normalize": "no"}, "normalize: 'no'; expected True or False"),
+        ({"features": None}, "features: None; expected text"),
         ({"drop": 1}, "drop: 1; allowed: 0 <= drop < 1"),
         ({"drop": -0.1}, "drop: -0.1"),
         ({"drop": float("nan")}, "drop: nan"),
-        ({"bits": 1}, "bits: 1; allowed: 2 to 8"),
-        ({"bits": 9}, "bits: 9"),
+        ({"bits": 1}, "bits: 1; allowed: 2 to 8 bits, as in 6, auto:6, rank:6"),
+        ({"bits": "auto:9"}, "bits: 'auto:9'"),
         ({"size": 0}, "size: 0; allowed: 1 to 4096"),
         ({"size": 5000}, "size: 5000"),
         ({"resize": "stretch"}, "resize: 'stretch'; allowed: squash, crop, pad"),
@@ -459,7 +465,7 @@ def test_outputs_that_are_no_plain_files(photo_folder, tmp_path):
 def test_too_many_bins_for_the_classes_are_refused_at_once(tmp_path):
     for k in range(100):
         save(tmp_path / "src" / str(k) / "x.png", synthetic(k, 8, 8, 3))
-    with pytest.raises(OptionError, match="bins: 65536 for 100 classes; allowed: 4194304 together"):
+    with pytest.raises(OptionError, match="bins: 65536 for 100 samples; allowed here: 1 to 100"):
         encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(bins=65536))
 
 
@@ -469,3 +475,75 @@ def test_wrong_features_are_known_before_any_work(photo_folder, tmp_path):
         options = EncodeOptions(features=str(tmp_path / "nope.npy"))
         encode(photo_folder, tmp_path / "x.dqz", options, progress=lambda stage, *_: seen.append(stage))
     assert set(seen) <= {"scan"}
+
+
+def test_damage_in_a_file_of_dct_names_its_sample(photo_folder, tmp_path):
+    """Whichever samples are asked for, the error is of one that shares the damaged checksum, and verify finds those."""
+    encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=1, drop=0, transform="dct"))
+    with dqcodec.open(tmp_path / "x.dqz") as file:
+        offsets, member = file.reader.offsets, file.reader.members["payload/c/0"]
+        group = file.reader.header.checksum_group
+    data = bytearray((tmp_path / "x.dqz").read_bytes())
+    data[member.start + int(offsets[17])] ^= 1
+    (tmp_path / "x.dqz").write_bytes(data)
+    found = verify(tmp_path / "x.dqz")
+    bad = list(range(17 // group * group, min(17 // group * group + group, 21)))
+    assert [index for index, _ in found.bad] == bad
+    with dqcodec.open(tmp_path / "x.dqz") as file:
+        for wanted in ([17], [16, 17], [0, 5, 17, 20], range(21)):
+            with pytest.raises(dqcodec.ChecksumError, match=r"x.dqz: sample \d+: payload bytes") as caught:
+                file.images(wanted)
+            assert caught.value.sample in bad
+            assert str(caught.value).count("sample ") == 1
+        assert len(file.images([0, 1])) == 2
+
+
+def test_names_that_are_not_utf_8(photo_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(photo_folder, source)
+    os.rename(os.fsencode(source / "z" / "00.png"), os.fsencode(source / "z") + b"/\xff.png")
+    for options in (ALL, EncodeOptions(bins=3)):
+        result = encode(source, tmp_path / "x.dqz", options, work=tmp_path / "work", overwrite=True)
+        assert result.images == 21
+
+
+def test_names_with_a_colon(photo_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(photo_folder, source)
+    (source / "z" / "x: y.png").write_bytes(b"")
+    for _ in range(2):
+        result = encode(source, tmp_path / "x.dqz", ALL, work=tmp_path / "work", overwrite=True)
+        ((name, reason),) = result.skipped
+        assert name == "z/x: y.png"
+        assert reason == "not an image in a known format"
+
+
+def test_the_default_bins_are_those_of_whole_images(tmp_path):
+    """Ten images of which one is cut: nine bins, not an error."""
+    for k in range(10):
+        save(tmp_path / "src" / "ab"[k % 2] / f"{k}.png", synthetic(k, 24, 24, 3))
+    cut = tmp_path / "src" / "a" / "0.png"
+    cut.write_bytes(cut.read_bytes()[:500])
+    result = encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.5, drop=0))
+    assert (result.images, result.options.bins, result.kept) == (9, 9, 4)
+    assert "2 of 2 classes have fewer images than bins" in result.notes
+
+
+def test_options_of_numpy(photo_folder, tmp_path):
+    options = EncodeOptions(
+        keep=np.float32(0.5),
+        bins=np.int64(3),
+        seed=np.int64(1),
+        alpha=np.float64(0.5),
+        normalize=np.bool_(True),
+        drop=0,
+    )
+    assert encode(photo_folder, tmp_path / "x.dqz", options).kept == 10
+    assert info(tmp_path / "x.dqz").encode["bins"] == 3
+
+
+def test_the_device_is_checked_first(photo_folder, tmp_path):
+    stages = []
+    with pytest.raises(OptionError, match="device: 'foo' is not to be had here"):
+        encode(photo_folder, tmp_path / "x.dqz", device="foo", progress=lambda stage, *_: stages.append(stage))
+    assert set(stages) == {"scan", "look"}

@@ -1,6 +1,5 @@
 """The work folder: what is found again, what is not, and runs that were killed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -56,39 +55,32 @@ def test_rows_go_on_where_an_exception_stopped_them(tmp_path):
             assert rows.finish().tolist() == WHOLE.tolist()
 
 
-def damaged_states(tmp_path):
-    """A work folder with rows that are half done, and ways to damage it."""
-    with Work(tmp_path, tmp_path) as work, work.rows("x", 0) as rows:
-        fill(rows, 2)
-    (data,), (state,) = tmp_path.glob("x-*.npy"), tmp_path.glob("x-*.json")
-    return data, state
+def damaged(whole):
+    """Every way in which a file may be damaged."""
+    yield from (whole[:cut] for cut in range(0, len(whole), 7))
+    for place in range(len(whole)):
+        yield whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
+    yield from (b"", b"{}", b"null", os.urandom(100))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"rows": 6}', "\udcff", '{"rows": "x"}'])
-def test_a_damaged_state_is_not_believed(tmp_path, text):
-    _, state = damaged_states(tmp_path)
-    state.write_bytes(text.encode(errors="surrogateescape"))
-    with Work(tmp_path, tmp_path) as work, work.rows("x", 0) as rows:
-        assert rows.done == 0
-        fill(rows)
-        assert rows.finish().tolist() == WHOLE.tolist()
-
-
-@pytest.mark.parametrize("changes", [{"rows": 60}, {"rows": -1}, {"shape": [200]}, {"shape": [-2]}, {"dtype": "O"}])
-def test_a_state_that_does_not_fit_the_data_is_not_believed(tmp_path, changes):
-    _, state = damaged_states(tmp_path)
-    state.write_text(json.dumps(json.loads(state.read_text()) | changes))
-    with Work(tmp_path, tmp_path) as work, work.rows("x", 0) as rows:
-        assert rows.done == 0
-
-
-def test_lost_data_are_made_again(tmp_path):
-    data, _ = damaged_states(tmp_path)
-    os.truncate(data, 130)
-    with Work(tmp_path, tmp_path) as work, work.rows("x", 0) as rows:
-        assert rows.done == 0
-        fill(rows)
-        assert rows.finish().tolist() == WHOLE.tolist()
+def test_damaged_rows_are_made_again(tmp_path):
+    """Whatever happens to data or state, the rows are whole in the end."""
+    with Work(tmp_path, tmp_path) as work:
+        with work.rows("x", 0) as rows:
+            fill(rows, 2)
+            header = rows._end(0)
+        files = {path: path.read_bytes() for path in tmp_path.glob("x-*")}
+        for file, whole in files.items():
+            for bad in damaged(whole):
+                for path, content in files.items():
+                    path.write_bytes(bad if path == file else content)
+                with work.rows("x", 0) as rows:
+                    in_header = file.suffix == ".npy" and len(bad) == len(whole) and bad[header:] == whole[header:]
+                    assert rows.done == (6 if in_header else 0)  # the header is written again
+                    fill(rows)
+                    assert rows.finish().tolist() == WHOLE.tolist()
+                (data,) = tmp_path.glob("x-*.npy")
+                assert np.load(data).tolist() == WHOLE.tolist()
 
 
 def test_rows_of_another_shape_are_refused(tmp_path):
@@ -118,10 +110,45 @@ def test_arrays_come_back(tmp_path):
             assert found["a"].tolist() == [0, 1, 2]
             assert float(found["b"]) == 2.5
         assert len(made) == 2
-        for path in tmp_path.glob("x-*.npz"):
-            path.write_bytes(path.read_bytes()[:100])
-        work.arrays("x", 1, make)
-        assert len(made) == 3
+
+
+def test_damaged_arrays_are_made_again(tmp_path):
+    arrays = {"a": np.arange(3), "b": np.array(["x", "yy"])}
+    with Work(tmp_path, tmp_path) as work:
+        work.arrays("x", 0, lambda: arrays)
+        (file,) = tmp_path.glob("x-*.saved")
+        for bad in damaged(file.read_bytes()):
+            file.write_bytes(bad)
+            found = work.arrays("x", 0, lambda: arrays)
+            assert {name: array.tolist() for name, array in found.items()} == {"a": [0, 1, 2], "b": ["x", "yy"]}
+        work.arrays("y", 0, lambda: {"c": np.zeros(1)})
+        (other,) = tmp_path.glob("y-*.saved")
+        other.write_bytes(file.read_bytes())  # whole, but another's
+        assert work.arrays("y", 0, lambda: {"c": np.ones(1)})["c"].tolist() == [1]
+
+
+def test_a_full_disk(tmp_path):
+    """The error says what could not be written; what was there before stays good."""
+    code = """
+import resource, sys
+import numpy as np
+from dqcodec import OutputError
+from dqcodec.work import Work
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+folder = None if sys.argv[1] == "none" else sys.argv[1]
+from pathlib import Path
+try:
+    with Work(folder, Path(sys.argv[2])) as work, work.rows("x", 0) as rows:
+        for _ in range(100):
+            rows.append(np.zeros((10, 100), np.float32))
+        rows.finish()
+except OutputError as error:
+    sys.exit(0 if "cannot write" in str(error) else str(error))
+sys.exit("no error")
+"""
+    for folder in ("none", str(tmp_path / "work")):
+        done = subprocess.run([sys.executable, "-c", code, folder, str(tmp_path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_one_run_at_a_time(tmp_path):
@@ -136,6 +163,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write .*file"), Work(tmp_path / "file" / "work", tmp_path):
         pass
+    with pytest.raises(OutputError, match="file is a file; expected a folder"), Work(tmp_path / "file", tmp_path):
+        pass
 
 
 def test_the_work_folder_is_never_inside_the_source(photo_folder, tmp_path):
@@ -144,6 +173,12 @@ def test_the_work_folder_is_never_inside_the_source(photo_folder, tmp_path):
         with pytest.raises(OutputError, match="is inside the source folder"):
             encode(photo_folder, tmp_path / "x.dqz", OPTIONS, work=work)
     assert sorted(photo_folder.rglob("*")) == before
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """How much the network learns does not matter here."""
+    monkeypatch.setattr("dqcodec.models.proxy.MIN_STEPS", 20)
 
 
 OPTIONS = EncodeOptions(keep=0.5, bins=3, drop=0.3)
@@ -165,6 +200,8 @@ def test_another_keep_ratio_makes_nothing_again(photo_folder, tmp_path):
         "method": replace(OPTIONS, method="dq"), "bits": replace(OPTIONS, bits=3),
     }.items():  # fmt: skip
         assert not stages_of(photo_folder, tmp_path / f"{name}.dqz", options, work) & SLOW
+        note = encode(photo_folder, tmp_path / "note.dqz", options, work=work, overwrite=True).notes[-1]
+        assert note.startswith("found in the work folder: headers, thumbnails, proxy, features, bins")
         encode(photo_folder, tmp_path / "fresh.dqz", options, overwrite=True)
         assert (tmp_path / f"{name}.dqz").read_bytes() == (tmp_path / "fresh.dqz").read_bytes()
     assert "bins" in stages_of(photo_folder, tmp_path / "4.dqz", replace(OPTIONS, bins=4), work)
@@ -196,11 +233,46 @@ def test_skipped_files_are_named_again(tmp_path):
     assert (tmp_path / "a.dqz").read_bytes() == (tmp_path / "b.dqz").read_bytes()
 
 
+def test_another_list_of_classes_is_another_set(photo_folder, tmp_path):
+    """An empty class that sorts last changes no label, but the network."""
+    import shutil
+
+    source, work = tmp_path / "source", tmp_path / "work"
+    shutil.copytree(photo_folder, source)
+    stages_of(source, tmp_path / "a.dqz", OPTIONS, work)
+    (source / "zz").mkdir()
+    assert "proxy" in stages_of(source, tmp_path / "b.dqz", OPTIONS, work)
+
+
+def test_a_file_that_can_be_read_again_is_read(photo_folder, tmp_path, monkeypatch):
+    """Whatever kept it from being read before was no fault of its content."""
+    from dqcodec import SourceError
+    from dqcodec.sources import folder
+
+    whole = folder.Folder.open
+
+    def refuses(self, index):
+        if index == 3:
+            raise SourceError(f"{self.names[index]}: no memory")
+        return whole(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.Folder, "open", refuses)
+        first = encode(photo_folder, tmp_path / "a.dqz", OPTIONS, work=tmp_path / "work")
+    assert [reason for _, reason in first.skipped] == ["no memory"]
+    again = encode(photo_folder, tmp_path / "b.dqz", OPTIONS, work=tmp_path / "work")
+    assert (again.images, again.skipped) == (21, ())
+    encode(photo_folder, tmp_path / "c.dqz", OPTIONS)
+    assert (tmp_path / "b.dqz").read_bytes() == (tmp_path / "c.dqz").read_bytes()
+
+
 KILLED = """
 import os, signal, sys
 import dqcodec, dqcodec.work, dqcodec.features
 dqcodec.work.SAVE = 0
 dqcodec.features.BATCH = 4
+import dqcodec.models.proxy
+dqcodec.models.proxy.MIN_STEPS = 20
 source, output, work, stage, limit = sys.argv[1:]
 
 def progress(name, done, total):

@@ -94,6 +94,7 @@ class Reader:
         header, columns = self.header, self.columns
         self._below("label", 0, len(header.classes))
         self._below("bits", 2, 9)
+        self._finite("distance")
         spans = np.diff(self.offsets[:: header.checksum_group], append=self.offsets[-1:])
         if header.checksum_group > 1 and int(spans.max()) > spec.MAX_GROUP:
             raise FormatError(f"checksum: {spans.max()} bytes share one; allowed: {spec.MAX_GROUP}", member="checksum")
@@ -122,6 +123,13 @@ class Reader:
                 raise FormatError(
                     "bins/taken: not the samples of the file, or more than bins/size", member="bins/taken"
                 )
+
+    def _finite(self, name: str) -> None:
+        """Finite and at least 0."""
+        values = self.columns.get(name, np.zeros(1))
+        bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+        if bad.size:
+            raise FormatError(f"{name}: sample {bad[0]} has {values[bad[0]]}; allowed: finite, at least 0", member=name)
 
     def _check_scores(self) -> None:
         """All three of the bins, or none."""

@@ -59,6 +59,7 @@ COLUMNS: Mapping[str, Column] = {
     "mask": Column(2, ("uint8",), False),
     "bin": Column(1, ("uint8", "uint16"), False),
     "source_index": Column(1, ("uint8", "uint16", "uint32"), False),
+    "distance": Column(1, ("float32",), False),
     "bins/size": Column(2, ("uint8", "uint16", "uint32"), False),
     "bins/taken": Column(2, ("uint8", "uint16", "uint32"), False),
     "bins/rs": Column(1, ("float32",), False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ STEPS, BATCH = 300, 128
 TEMPERATURE = 0.5
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def diversity(
     views: Array,
     bin_of: Array,
@@ -48,12 +52,24 @@ def diversity(
     usable = [own for own in rows if len(own) > 1]
     if not usable:
         return np.full(bins, np.nan)
-    head = train_head(plain, first, usable, seed, temperature, progress=progress)
-    with torch.inference_mode():
+    with _one_thread():
+        head = train_head(plain, first, usable, seed, temperature, progress=progress)
+    with torch.no_grad():
         found = [
             float(diversity_of(head, plain[own], second[own], temperature)) if len(own) > 1 else np.nan for own in rows
         ]
     return np.array(found)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Layers of this size gain nothing from more threads, which wait for each other long where a machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cosines(head: nn.Module, x: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,6 +89,8 @@ def normalise(x: Tensor) -> Tensor:
     return (x - 128) / 64
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     images: Array,
     labels: Array,

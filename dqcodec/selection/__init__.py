@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dqcodec.errors import OptionError
 from dqcodec.run import Progress
 from dqcodec.selection import scores
-from dqcodec.selection.binning import Binning, at_random, check_bins, check_labels, divide, members
+from dqcodec.selection.binning import Binning, at_random, check_bins, check_device, check_labels, divide, members
 from dqcodec.selection.bins import check_features
 from dqcodec.selection.sampling import draw, keep_count, split
 
@@ -82,7 +82,11 @@ def select(
     check_sampling(keep, method, seed, alpha)
     check_features(features)
     labels = check_labels(labels, len(features))
-    check_bins(bins, len(features))
+    check_device(device)
+    if method in ("adq", "dq"):
+        check_bins(bins, len(features), int(labels.max()) + 1)
+    if method == "adq":
+        _contrast()
     if method == "random":
         return sample(at_random(labels, len(labels), seed), labels, keep, method, seed)
     bins = 1 if method == "graphcut" else bins
@@ -112,6 +116,8 @@ def sample(
     samples, (classes, bins) = len(binning.bin), binning.size.shape
     labels = check_labels(labels, samples)
     per_class = binning.size.sum(1)
+    if not np.array_equal(np.bincount(labels), per_class):
+        raise OptionError(f"labels: classes of {np.bincount(labels)[:9]} samples; the bins are of {per_class[:9]}")
     budget = split(keep_count(samples, keep), per_class.astype(np.float64), per_class)
     if method in ("graphcut", "random"):  # the first of each class
         kept = np.flatnonzero(binning.order < budget[labels])
@@ -123,9 +129,14 @@ def sample(
     if method == "adq":
         if rs is None or ds is None:
             raise OptionError("method: adq needs the scores rs and ds of the bins")
+        if np.shape(rs) != (bins,) or np.shape(ds) != (bins,) or np.isinf(rs).any() or np.isinf(ds).any():
+            raise OptionError(f"rs, ds: {rs!r}, {ds!r}; expected {bins} values each, finite or NaN")
         is_ = scores.importance(rs, ds)
         shares = np.stack([scores.weights(size, is_, alpha) for size in binning.size])
-    taken = np.stack([split(int(budget[c]), shares[c], binning.size[c]) for c in range(classes)])
+    taken, owed = np.zeros_like(binning.size), np.zeros(bins)
+    for c in range(classes):
+        taken[c] = split(int(budget[c]), shares[c], binning.size[c], owed)
+        owed += budget[c] * shares[c] / shares[c].sum() - taken[c]
     bits = np.random.PCG64(seed)
     chosen = []
     for c, rows in enumerate(members(labels)):
@@ -137,19 +148,28 @@ def sample(
 
 
 def diversity(views: Array, bin_of: Array, bins: int, seed: int, device: Any, progress: Progress | None) -> Array:
-    """`models.contrast.diversity`, or an OptionError where torch is not installed."""
+    """`models.contrast.diversity`."""
+    found: Array = _contrast().diversity(views, bin_of, bins, seed, device=device, progress=progress)
+    return found
+
+
+def _contrast() -> Any:
+    """The module, or an OptionError where torch is not installed."""
     try:
         from dqcodec.models import contrast
     except ImportError:
         raise OptionError(
             "method: adq needs torch: pip install 'dqcodec[torch]'; dq, graphcut and random do without"
         ) from None
-    return contrast.diversity(views, bin_of, bins, seed, device=device, progress=progress)
+    return contrast
 
 
 def check_sampling(keep: float, method: str, seed: int, alpha: float) -> None:
+    for name, value in (("keep", keep), ("alpha", alpha)):
+        if not isinstance(value, int | float | np.integer | np.floating):
+            raise OptionError(f"{name}: {value!r}; expected a number")
     if not 0 < keep <= 1:
-        raise OptionError(f"keep: {keep}; allowed: 0 < keep <= 1")
+        raise OptionError(f"keep: {keep}; allowed: 0 < keep <= 1, the share to keep")
     if method not in METHODS:
         raise OptionError(f"method: {method!r}; allowed: {', '.join(METHODS)}")
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:

@@ -18,7 +18,9 @@ Array = npt.NDArray[Any]
 
 MAX_LABELS = 1 << 20
 MAX_BINS = 1 << 16
+MAX_CLASS_BINS = 1 << 22  # classes x bins
 BIN_SIZES = ("equal", "geometric")
+_HINT = "as np.unique(labels, return_inverse=True)[1] gives them"
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ def divide(
     features = np.asarray(features)
     check_features(features)
     labels = check_labels(labels, len(features))
-    check_bins(bins, len(features))
+    check_bins(bins, len(features), int(labels.max()) + 1)
     check_bin_sizes(bin_sizes)
+    check_device(device)
     per_class = np.bincount(labels)
     by_class = members(labels)
     sizes = [sizes_of(int(count), bins, bin_sizes) for count in per_class]
@@ -122,24 +125,34 @@ def check_labels(labels: npt.ArrayLike | None, samples: int) -> Array:
     """int64 (N,); OptionError unless there is one label 0..C-1 a sample and no class without any."""
     found = np.zeros(samples, np.int64) if labels is None else np.asarray(labels)
     if samples == 0 or found.shape != (samples,) or found.dtype.kind not in "iu":
-        raise OptionError(f"labels: {found.dtype} {found.shape} for {samples} samples; expected one integer a sample")
+        raise OptionError(
+            f"labels: {found.dtype} {found.shape} for {samples} samples; expected one integer a sample, {_HINT}"
+        )
     if found.min() < 0 or found.max() >= MAX_LABELS:
-        raise OptionError(f"labels: {found.min()} to {found.max()}; allowed: 0 to {MAX_LABELS - 1}")
+        raise OptionError(f"labels: {found.min()} to {found.max()}; allowed: 0 to {MAX_LABELS - 1}, {_HINT}")
     found = found.astype(np.int64)
     empty = np.flatnonzero(np.bincount(found) == 0)
     if empty.size:
         raise OptionError(
-            f"labels: class {empty[0]} of 0 to {found.max()} has no sample; number the classes without gaps, "
-            "for example by np.unique(labels, return_inverse=True)[1]"
+            f"labels: class {empty[0]} of 0 to {found.max()} has no sample; number the classes without gaps, {_HINT}"
         )
     return found
 
 
-def check_bins(bins: int, samples: int | None = None) -> None:
+def check_bins(bins: int, samples: int | None = None, classes: int = 1) -> None:
     if not isinstance(bins, int | np.integer) or not 1 <= bins <= MAX_BINS:
         raise OptionError(f"bins: {bins}; allowed: 1 to {MAX_BINS}")
     if samples is not None and bins > samples:
         raise OptionError(f"bins: {bins} for {samples} samples; allowed here: 1 to {min(samples, MAX_BINS)}")
+    if bins * classes > MAX_CLASS_BINS:
+        raise OptionError(f"bins: {bins} for {classes} classes; allowed here: 1 to {MAX_CLASS_BINS // classes}")
+
+
+def check_device(device: Any) -> None:
+    if str(device) != "cpu":
+        from dqcodec.features import torch_device
+
+        torch_device(str(device))
 
 
 def check_bin_sizes(kind: str) -> None:

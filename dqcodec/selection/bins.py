@@ -130,10 +130,11 @@ def sizes_of(samples: int, bins: int, kind: str = "equal") -> Array:
     """
     if kind == "equal":
         return samples // bins + (np.arange(bins) < samples % bins).astype(np.int64)
-    sizes = np.zeros(bins, np.int64)
+    sizes, left = np.zeros(bins, np.int64), samples
     for n in range(bins - 1):
-        sizes[n] = round((samples - int(sizes.sum())) / bins)
-    sizes[-1] = samples - sizes.sum()
+        sizes[n] = round(left / bins)
+        left -= int(sizes[n])
+    sizes[-1] = left
     return sizes
 
 

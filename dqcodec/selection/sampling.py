@@ -10,11 +10,13 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-def split(total: int, weights: Array, limits: Array) -> Array:
+def split(total: int, weights: Array, limits: Array, owed: Array | None = None) -> Array:
     """Divide `total` in proportion to `weights` by the largest remainder.
 
     weights   float64 (n,), >= 0, not all zero
     limits    int64 (n,), capacities with sum >= total; what exceeds one is handed on
+    owed      float64 (n,), added to the remainders: what earlier divisions gave too little, so that over many of
+              them rounding favours nobody
     returns   int64 (n,), sums to `total`; of equal remainders the lower index gets one more
     """
     counts = np.zeros(len(weights), np.int64)
@@ -24,7 +26,8 @@ def split(total: int, weights: Array, limits: Array) -> Array:
             open_ = (counts < limits).astype(np.float64)
         quota = rest * open_ / open_.sum()
         whole = np.floor(quota)
-        remainder = np.where(open_ > 0, quota - whole, -1.0)
+        remainder = quota - whole
+        remainder = np.where(remainder > 0, remainder + (0 if owed is None else owed), -np.inf)
         more = np.argsort(-remainder, kind="stable")[: rest - int(whole.sum())]
         whole[more] += 1
         counts = np.minimum(counts + whole.astype(np.int64), limits)

@@ -54,10 +54,10 @@ def closeness(features: Array, bin_of: Array, bins: int) -> Array:
     Texture stands for how near training on a bin comes to training on the whole. For features the nearest plain
     counterpart is the distance of the means: -|mean(bin) - mean(all)|^2 over the variance of all.
     """
-    shape = (bins, features.shape[1])
-    sums, square = np.zeros(shape), 0.0
+    sums, square = np.zeros((bins, features.shape[1])), 0.0
+    scale = max(float(np.abs(features).max()), np.finfo(np.float64).tiny)  # so that no square underflows
     for start in range(0, len(features), _BLOCK):
-        block = features[start : start + _BLOCK].astype(np.float64)
+        block = features[start : start + _BLOCK] / scale
         own = bin_of[start : start + _BLOCK]
         order = np.argsort(own, kind="stable")
         present, first = np.unique(own[order], return_index=True)
@@ -65,10 +65,11 @@ def closeness(features: Array, bin_of: Array, bins: int) -> Array:
         square += float((block * block).sum())
     counts = np.bincount(bin_of, minlength=bins)
     mean = sums.sum(0) / len(features)
-    variance = max(square / len(features) - float(mean @ mean), 0.0)
+    square /= len(features)
+    variance = square - float(mean @ mean)
     with np.errstate(invalid="ignore"):
         away = ((sums / counts[:, None] - mean) ** 2).sum(1)
-    return np.asarray(-away / variance) if variance > 1e-12 * (square or 1.0) else np.where(counts > 0, 0.0, np.nan)
+    return np.asarray(-away / variance) if variance > 1e-12 * square else np.where(counts > 0, 0.0, np.nan)
 
 
 def sampled(bin_of: Array, seed: int) -> Array:
@@ -81,10 +82,12 @@ def sampled(bin_of: Array, seed: int) -> Array:
 
 def with_views(features: Array, seed: int) -> Array:
     """Features (n, D) and two views of each, float32 (3, n, D), where there are no images to augment: each value of a
-    view is set to its mean with a chance of DROPOUT, as SimCSE does with a network's units."""
+    view is set to its mean with a chance of DROPOUT, as SimCSE does with a network's units. The mean is taken off, and
+    values are scaled to at most 1."""
     dropped = np.random.default_rng(seed).random((2, *features.shape), np.float32) < DROPOUT
-    plain = features.astype(np.float32)
-    return np.concatenate([plain[None], np.where(dropped, plain.mean(0), plain)])
+    plain = features - features.astype(np.float64).mean(0)  # before float32, which may hold neither size nor offset
+    plain = (plain / max(float(np.abs(plain).max()), np.finfo(np.float64).tiny)).astype(np.float32)
+    return np.concatenate([plain[None], np.where(dropped, np.float32(0), plain)])
 
 
 def importance(rs: Array, ds: Array) -> Array:

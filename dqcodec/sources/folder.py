@@ -29,7 +29,7 @@ class Folder:
     names    file names relative to `root`, in source order
     labels   int64 (N,)
     sizes    int64 (N,), bytes of each file
-    times    int64 (N,), nanoseconds, when each was last changed
+    times    int64 (N, 2), nanoseconds, when content and file were last changed
     classes  class names, by label
     skipped  (name, reason) of what is not a candidate
     """
@@ -86,13 +86,13 @@ def scan(root: str | Path, progress: Progress | None = None) -> Folder:
     names: list[str] = []
     labels: list[int] = []
     sizes: list[int] = []
-    times: list[int] = []
+    times: list[tuple[int, int]] = []
     for label, folder in enumerate(folders):
         for name, status in _walk(root, folder, elsewhere, skipped):
             names.append(name)
             labels.append(label)
             sizes.append(status.st_size)
-            times.append(status.st_mtime_ns)
+            times.append((status.st_mtime_ns, status.st_ctime_ns))
         if progress:
             progress("scan", label + 1, len(folders))
     return Folder(
@@ -100,7 +100,7 @@ def scan(root: str | Path, progress: Progress | None = None) -> Folder:
         tuple(names),
         np.array(labels, np.int64),
         np.array(sizes, np.int64),
-        np.array(times, np.int64),
+        np.array(times, np.int64).reshape(-1, 2),
         tuple(folders),
         tuple(skipped),
     )

@@ -91,6 +91,10 @@ def make_bins(images: Images, found: Features, run: Run) -> Binning:
     if options.method == "random":
         return at_random(images.groups, len(images), options.seed)
 
+    small = np.bincount(images.groups) < images.bins
+    if small.any():
+        run.notes.append(f"{small.sum():,} of {len(small):,} classes have fewer images than bins")
+
     def make() -> dict[str, Array]:
         device = str(images.place) if find_spec("torch") and images.place.type == "cuda" else "cpu"
         return dict(vars(divide(
@@ -114,7 +118,9 @@ def choose(images: Images, binning: Binning, found: Features, run: Run) -> Selec
     after = np.bincount(images.labels[selection.kept], minlength=count)
     lost = np.flatnonzero((before > 0) & (after == 0))
     if lost.size:
-        run.notes.append(f"no image is kept of {class_list(folder, lost)}: so small is it; a larger --keep keeps some")
+        run.notes.append(
+            f"no image is kept of {class_list(folder, lost)}: too few for a share; a larger --keep keeps some"
+        )
     return selection
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,49 +24,46 @@ if TYPE_CHECKING:
     from dqcodec.codec.dct.tables import Tables
 
 Array = npt.NDArray[Any]
-T = TypeVar("T")
 
 TRAINING_PIXELS, TRAINING_IMAGES = 25_000_000, 5000  # that static tables are trained on, at most
+MIN_TRAINING_IMAGES = 100  # however large they are
 
 
 @dataclass(frozen=True)
 class Packer:
     """How one image becomes bytes.
 
-    pack        from uint8 (H, W, C) and the mask bool (P,): payload and the sample's columns
+    pack        from uint8 (H, W, C), the mask bool (P,) and the width in bits: payload and the sample's columns
     parameters  of the transform, for the header
     tables      columns that are the same for all samples
     """
 
-    pack: Callable[[Array, Array], tuple[bytes, dict[str, int]]]
+    pack: Callable[[Array, Array, float], tuple[bytes, dict[str, int]]]
     parameters: dict[str, Any]
     tables: dict[str, Array]
 
 
 def with_pixel(images: Images) -> Packer:
-    bits = int(images.bits)
-
-    def pack(pixels: Array, mask: Array) -> tuple[bytes, dict[str, int]]:
-        levels, scale = quantize.quantize(to_patches(pixels, images.patch)[mask], bits)
-        return pixel.encode(levels, bits), {"bits": bits, "scale": scale}
+    def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:
+        levels, scale = quantize.quantize(to_patches(pixels, images.patch)[mask], int(bits))
+        return pixel.encode(levels, int(bits)), {"bits": int(bits), "scale": scale}
 
     return Packer(pack, {}, {})
 
 
-def with_dct(images: Images, kept: Array, masks: Array | None, run: Run) -> Packer:
+def with_dct(images: Images, kept: Array, masks: Array | None, bits: Array, run: Run) -> Packer:
     """Train the static tables on some of the kept images; the built-in ones stay where they give the smaller file."""
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct.tables import DEFAULT
 
     options, channels = images.options, images.channels
-    q = dct.scale_index(images.bits, options.effort)
-    tables, own = _tables(images, kept, masks, q, run)
+    tables, own = _tables(images, kept, masks, bits, run)
     encoder = dct.Encoder(Format(images.size, images.size, channels, tables), options.effort)
-    width = round(images.bits)
 
-    def pack(pixels: Array, mask: Array) -> tuple[bytes, dict[str, int]]:
+    def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:
+        q = dct.scale_index(bits, options.effort)
         payload, colour = encoder.encode(pixels, _units(images, mask), q)
-        columns = {"bits": width, "scale": q}
+        columns = {"bits": round(bits), "scale": q}
         return payload, columns | {"colour": colour} if channels == 3 else columns
 
     parameters = {
@@ -85,7 +82,7 @@ def _units(images: Images, mask: Array) -> Array:
     return np.ones((-(-images.size // images.unit)) ** 2, np.uint8)
 
 
-def _tables(images: Images, kept: Array, masks: Array | None, q: int, run: Run) -> tuple[Tables, bool]:
+def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: Run) -> tuple[Tables, bool]:
     """The tables that give the smaller file, and whether they are its own: two passes over a sample of the images."""
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct import train
@@ -93,44 +90,51 @@ def _tables(images: Images, kept: Array, masks: Array | None, q: int, run: Run) 
 
     options, channels = images.options, images.channels
     dependent = dct.dependent(options.effort)
-    limit = min(TRAINING_IMAGES, max(500, TRAINING_PIXELS // images.size**2))
-    chosen = np.sort(np.random.default_rng(options.seed).permutation(len(kept))[:limit])
     built_in = default(DEFAULT, images.unit, OFFSETS[dependent], dependent)
     form = partial(Format, images.size, images.size, channels)
+    sample = _sample(images, kept, masks, run)
+    if not sample:
+        return built_in, False
 
-    def each(function: Callable[[Array, Array], T], done: int) -> list[T]:
-        """The function of every chosen image and its units; images that cannot be read are left for later."""
+    def each(function: Callable[[Array, Array, int], Array], done: int) -> list[Array]:
+        """The function of every sampled image, its units and its scale index."""
 
-        def one(place: int) -> T:
-            mask = _mask(images, masks, place)
-            return function(images.pixels(int(images.usable[kept[place]])), _units(images, mask))
+        def one(item: tuple[int, Array, Array]) -> Array:
+            place, pixels, units = item
+            return function(pixels, units, dct.scale_index(float(bits[place]), options.effort))
 
         found = []
-        for position, result in enumerate(ordered_map(attempt(one), chosen.tolist(), run.workers)):
-            if not isinstance(result, SourceError):
-                found.append(result)
-            run.progress("tables", done * len(chosen) + position + 1, 3 * len(chosen))
+        for result in ordered_map(one, sample, run.workers):
+            found.append(result)
+            run.progress("tables", done * len(sample) + len(found), 4 * len(sample))
         return found
 
     rotation = built_in.rotation
     encoder = dct.Encoder(form(built_in), options.effort)
     if channels == 3:
-        moments = each(encoder.moments, 0)
-        if moments:
-            rotation = train.rotations(np.array(moments), MAX_ROTATIONS)
-    tables, used = replace(built_in, rotation=rotation), 0
+        moments = each(lambda pixels, units, _: encoder.moments(pixels, units), 1)
+        rotation = train.rotations(np.array(moments), MAX_ROTATIONS)
+    tables = replace(built_in, rotation=rotation)
     counts = []
-    for done in (1, 2):
-        encoder = dct.Encoder(form(tables), options.effort)
-        found = each(lambda pixels, units, encoder=encoder: encoder.count(pixels, units, q), done)  # type: ignore[misc]
-        if not found:
-            return built_in, False
-        counts.append(np.sum(found, 0))
-        used = len(found)
+    for done in (2, 3):
+        counts.append(np.sum(each(dct.Encoder(form(tables), options.effort).count, done), 0))
         tables = train.make(counts[-1], encoder.form.order, rotation, OFFSETS[dependent], dependent)
     saved = dct.bits_of(counts[0], built_in, form(built_in)) - dct.bits_of(counts[1], tables, form(tables))
-    gain = saved / 8 * len(kept) / used
+    gain = saved / 8 * len(kept) / len(sample)
     return (tables, True) if gain > dct.stored_size(tables) else (built_in, False)
+
+
+def _sample(images: Images, kept: Array, masks: Array | None, run: Run) -> list[tuple[int, Array, Array]]:
+    """Places in `kept`, pixels and units of some of the images; those that cannot be read are left for later."""
+    limit = min(TRAINING_IMAGES, max(MIN_TRAINING_IMAGES, TRAINING_PIXELS // images.size**2))
+    chosen = np.sort(np.random.default_rng(images.options.seed).permutation(len(kept))[:limit]).tolist()
+    found = []
+    read = attempt(lambda place: images.pixels(int(images.usable[kept[place]])))
+    for place, pixels in zip(chosen, ordered_map(read, chosen, run.workers), strict=True):
+        if not isinstance(pixels, SourceError):
+            found.append((place, pixels, _units(images, _mask(images, masks, place))))
+        run.progress("tables", len(found), 4 * len(chosen))
+    return found
 
 
 def _mask(images: Images, masks: Array | None, position: int) -> Array:
@@ -139,18 +143,20 @@ def _mask(images: Images, masks: Array | None, position: int) -> Array:
 
 
 def pack_all(
-    images: Images, kept: Array, masks: Array | None, packer: Packer, writer: Writer, run: Run
+    images: Images, kept: Array, masks: Array | None, bits: Array, packer: Packer, writer: Writer, run: Run
 ) -> tuple[Array, dict[str, Array]]:
     """Code and append the kept images; positions in `kept` that were written, and their columns."""
     chosen = images.usable[kept]
 
     def pack(position: int) -> tuple[bytes, dict[str, int]]:
-        return packer.pack(images.pixels(int(chosen[position])), _mask(images, masks, position))
+        mask = _mask(images, masks, position)
+        return packer.pack(images.pixels(int(chosen[position])), mask, float(bits[position]))
 
     written, rows = [], []
     for position, packed in enumerate(ordered_map(attempt(pack), range(len(chosen)), run.workers)):
         if isinstance(packed, SourceError):
-            run.skip(packed)
+            name = images.folder.names[chosen[position]]
+            run.skip(name, str(packed).removeprefix(f"{name}: "))
         else:
             payload, row = packed
             writer.append(payload)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from dqcodec.bits import Bits, parse
 from dqcodec.codec import quantize
 from dqcodec.container.spec import MAX_PATCHES
 from dqcodec.errors import OptionError, SourceError
@@ -32,7 +36,6 @@ Array = npt.NDArray[Any]
 T = TypeVar("T")
 
 PROXY_SIZE = 64  # pixels a side that the proxy looks at; larger images are scaled down
-MAX_CLASS_BINS = 1 << 22  # classes x bins
 DCT_SIZE = 32  # pixels a side from which on dct is the default
 
 
@@ -78,8 +81,14 @@ class Images:
         return self.options.transform or ""
 
     @property
-    def bits(self) -> float:
-        return self.options.bits or 0
+    def bits(self) -> Bits:
+        return parse(self.options.bits or "")
+
+    @property
+    def widths(self) -> list[float]:
+        """The bits that a sample may have."""
+        mean = self.bits.mean
+        return [mean] if self.bits.mode == "fixed" else [mean - 1, mean, mean + 1]
 
     @property
     def unit(self) -> int:
@@ -101,7 +110,13 @@ class Images:
 
     @property
     def needs_proxy(self) -> bool:
-        return self.drops or (self.selects and self.options.method != "random" and self.options.features == "proxy")
+        adapts = self.options.bits is not None and self.bits.mode != "fixed"
+        return self.drops or self.sees_by_proxy or adapts
+
+    @property
+    def sees_by_proxy(self) -> bool:
+        """Whether the proxy gives the features."""
+        return self.selects and self.options.method != "random" and self.options.features == "proxy"
 
     @property
     def needs_thumbs(self) -> bool:
@@ -110,7 +125,8 @@ class Images:
     @property
     def bins(self) -> int:
         """Bins a class."""
-        return 1 if self.options.method in ("graphcut", "random") else self.options.bins or DEFAULT_BINS
+        one = self.options.method in ("graphcut", "random")
+        return 1 if one else self.options.bins or min(DEFAULT_BINS, len(self))
 
     @cached_property
     def place(self) -> torch.device:
@@ -119,12 +135,8 @@ class Images:
     @cached_property
     def about(self) -> list[Any]:
         """All that the pixels follow from: names, sizes and times of the files, options, versions."""
-        from PIL import __version__ as pillow
-
-        from dqcodec import __version__
-
         usable = hashlib.sha256(self.usable.tobytes()).hexdigest()
-        return [__version__, pillow, _listing(self.folder), usable, self.size, self.options.resize, self.channels]
+        return [_versions(), _listing(self.folder), usable, self.size, self.options.resize, self.channels]
 
     @cached_property
     def about_proxy(self) -> list[Any]:
@@ -135,13 +147,16 @@ class Images:
 
     @cached_property
     def about_features(self) -> list[Any]:
-        """All that the features follow from; a file is known by its name, size and time."""
+        """All that the features and the scores of the bins follow from; a file is known by its size and times."""
         source = self.options.features
         if source == "proxy":
             return self.about_proxy
         path = Path(source if source.endswith(".npy") else source.partition("@")[2])
-        file = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
-        return [self.about, source, file, self.device]
+        status = path.stat() if path.is_file() else None
+        file = [status.st_size, status.st_mtime_ns, status.st_ctime_ns] if status else []
+        networks = ("torch", "timm") if find_spec("torch") else ()
+        place = self.place.type if networks else "cpu"
+        return [self.about, str(path), source, file, place, *(version(name) for name in networks)]
 
     @cached_property
     def about_bins(self) -> list[Any]:
@@ -170,7 +185,7 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
         found = probe(partial(folder.open, index), names[index])
         return np.array([found.width, found.height, found.channels])
 
-    with work.rows("headers", _listing(folder)) as rows:
+    with work.rows("headers", [_versions(), _listing(folder)]) as rows:
         usable = _each(header, np.arange(len(folder)), rows, folder, "look", run)
         probes = [Probe(*row) for row in rows.finish().tolist()]
     empty = np.flatnonzero(np.bincount(folder.labels[usable], minlength=len(folder.classes)) == 0)
@@ -182,9 +197,6 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
     if size % patch:
         divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
         raise OptionError(f"patch: {patch} does not divide the size {size}; allowed here: {divisors}")
-    bins = options.bins or min(DEFAULT_BINS, len(usable))
-    if options.keep < 1 and len(folder.classes) * bins > MAX_CLASS_BINS:
-        raise OptionError(f"bins: {bins} for {len(folder.classes)} classes; allowed: {MAX_CLASS_BINS} together")
     patches = (size // patch) ** 2
     if patches > MAX_PATCHES:
         raise OptionError(f"patch: {patch} makes {patches} patches; allowed: {MAX_PATCHES}")
@@ -198,31 +210,49 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
     transform = options.transform or ("dct" if size >= DCT_SIZE and fits else "pixel")
     if transform == "dct" and not fits:
         raise OptionError(f"patch: {patch} with dropped patches; allowed with dct: multiples of 4; with pixel: any")
-    bits = DEFAULT_BITS[transform] if options.bits is None else options.bits
-    if transform == "pixel" and bits != int(bits):
-        raise OptionError(f"bits: {bits:g}; allowed with pixel: whole bits, {quantize.MIN_BITS} to {quantize.MAX_BITS}")
-    options = replace(options, bins=bins, size=size, patch=patch, transform=transform, bits=float(bits))
+    options = replace(options, size=size, patch=patch, transform=transform)
     small = sum(min(found.width, found.height) < size for found in probes)
     if small:
         counts = f"{small:,} of {len(probes):,} images are smaller than {size} pixels"
         run.notes.append(f"{counts} and were enlarged; choose a smaller --size to avoid that")
     channels = max(found.channels for found in probes)
     images = Images(folder, usable, options, size, patch, channels, device, work)
-    if images.selects and options.method in ("adq", "dq"):
-        check_bins(bins, len(images))
+    images = replace(images, options=replace(options, bits=str(_bits(images, run))))
+    if images.selects:
+        check_bins(images.bins, len(images), len(folder.classes))
+    by_network = options.method == "adq" or (options.method != "random" and not options.features.endswith(".npy"))
+    if images.needs_proxy or (images.selects and by_network):
+        _ = images.place  # a device that is not to be had should be known now
     return images
+
+
+def _bits(images: Images, run: Run) -> Bits:
+    """What --bits says, or the default; equal widths where a bit less or more would not be allowed."""
+    options = images.options
+    bits = Bits("fixed", DEFAULT_BITS[images.transform]) if options.bits is None else parse(options.bits)
+    low, high = quantize.MIN_BITS, quantize.MAX_BITS
+    if images.transform == "pixel" and bits.mean != int(bits.mean):
+        raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low} to {high}")
+    if bits.mode != "fixed" and not low + 1 <= bits.mean <= high - 1:
+        run.notes.append(f"{bits} leaves no room for a bit less and more, so every sample has {bits.mean:g} bits")
+        return Bits("fixed", bits.mean)
+    return bits
 
 
 def _each(function: Callable[[int], Array], indices: Array, rows: Rows, folder: Folder, stage: str, run: Run) -> Array:
     """Append what the function makes of each file, from where an earlier run stopped; the indices of those that could
     be read. The others are skipped, and noted for the next run by their place among the indices."""
+    attempted = attempt(function)
+    if not all(isinstance(attempted(int(indices[place])), SourceError) for place, _ in rows.notes):
+        rows.restart()  # it was no fault of the file
     for place, reason in rows.notes:
-        run.skip_all([(folder.names[indices[place]], reason)])
+        run.skip(folder.names[indices[place]], reason)
     done = rows.done + len(rows.notes)
-    for place, found in enumerate(ordered_map(attempt(function), indices[done:].tolist(), run.workers), done):
+    for place, found in enumerate(ordered_map(attempted, indices[done:].tolist(), run.workers), done):
         if isinstance(found, SourceError):
-            rows.notes.append([place, str(found).partition(": ")[2]])
-            run.skip(found)
+            name = folder.names[indices[place]]
+            rows.notes.append([place, str(found).removeprefix(f"{name}: ")])
+            run.skip(name, rows.notes[-1][1])
         else:
             rows.append(found[None])
         run.progress(stage, place + 1, len(indices))
@@ -231,9 +261,17 @@ def _each(function: Callable[[int], Array], indices: Array, rows: Rows, folder: 
     return left
 
 
+def _versions() -> list[str]:
+    from PIL import __version__ as pillow
+
+    from dqcodec import __version__
+
+    return [__version__, pillow]
+
+
 def _listing(folder: Folder) -> str:
-    """A hash of the files' names, classes, sizes and times: what says that they are the same as in another run."""
-    found = hashlib.sha256("\0".join(folder.names).encode())
+    """A hash of place, classes, names, sizes and times of the files: what says that they are those of another run."""
+    found = hashlib.sha256(os.fsencode("\0".join([str(folder.root.resolve()), *folder.classes, "", *folder.names])))
     for column in (folder.labels, folder.sizes, folder.times):
         found.update(column.tobytes())
     return found.hexdigest()
@@ -250,7 +288,11 @@ def read_all(images: Images, run: Run) -> Images:
 
     with images.work.rows("thumbnails", [images.about, images.needs_thumbs and size]) as rows:
         usable = _each(shrink, images.usable, rows, images.folder, "read", run)
-        return replace(images, usable=usable, thumbs=rows.finish())
+        images = replace(images, usable=usable, thumbs=rows.finish())
+    if not images.selects:
+        return images
+    check_bins(images.bins, len(images))
+    return replace(images, options=replace(images.options, bins=images.bins))
 
 
 def attempt(function: Callable[[int], T]) -> Callable[[int], T | SourceError]:

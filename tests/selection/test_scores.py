@@ -149,14 +149,24 @@ def test_rows_that_diversity_is_measured_on(monkeypatch):
 
 
 def test_views_of_features():
-    features = np.random.default_rng(0).normal(size=(400, 10)).astype(np.float32)
-    plain, first, second = scores.with_views(features, 0)
-    assert (plain == features).all()
-    for view in (first, second):
-        dropped = view != features
-        assert dropped.mean() == pytest.approx(scores.DROPOUT, abs=0.03)
-        assert (view[dropped] == np.broadcast_to(features.mean(0), features.shape)[dropped]).all()
-    assert (first != second).any()
+    features = np.random.default_rng(0).normal(7, 1, size=(400, 10))
+    for scale in (1, 1e-150, 1e18):  # float32 holds the results, if not the features
+        plain, first, second = scores.with_views(features * scale, 0)
+        centred = features - features.mean(0)
+        np.testing.assert_allclose(plain, centred / np.abs(centred).max(), atol=1e-6)
+        for view in (first, second):
+            dropped = view != plain
+            assert dropped.mean() == pytest.approx(scores.DROPOUT, abs=0.03)
+            assert (view[dropped] == 0).all()
+        assert (first != second).any()
+
+
+def test_scores_of_tiny_and_of_offset_features():
+    noise = np.random.default_rng(0).normal(size=(20_000, 2))
+    bin_of = (noise[:, 0] > 0).astype(int)
+    expected = scores.closeness(noise, bin_of, 2)
+    for features in (noise * 1e-170, noise * 1e18, 1000 + 0.1 * noise):
+        assert scores.closeness(features, bin_of, 2) == pytest.approx(expected, rel=1e-4)
 
 
 def test_importance():

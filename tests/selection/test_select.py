@@ -74,6 +74,15 @@ def test_adq_takes_more_of_bins_that_matter():
     assert np.abs(takes[1] - 400 * (0.125 + share / 2)).max() < 1
 
 
+def test_rounding_favours_no_bin():
+    """50 classes of 9 in 4 bins, 2 of each class: also over all classes every bin gives its share."""
+    labels = np.repeat(np.arange(50), 9)
+    found = select(np.random.default_rng(0).normal(size=(450, 2)), labels, 100 / 450, 4, "dq")
+    exact = 100 * found.size.sum(0) / 450
+    assert (np.abs(found.taken.sum(0) - exact) <= 1).all()
+    assert found.taken.sum(1).tolist() == [2] * 50
+
+
 def test_what_exceeds_a_bin_is_handed_on():
     binning = divide(np.random.default_rng(0).normal(size=(100, 4)), None, 2)
     taken = sample(binning, None, 0.98, "adq", alpha=1, rs=np.array([9.0, 0.0]), ds=np.array([9.0, 0.0])).taken
@@ -174,6 +183,8 @@ def test_split_by_hand():
         ({"method": "best"}, "method: 'best'; allowed: adq, dq, graphcut, random"),
         ({"alpha": 1.1}, "alpha: 1.1; allowed: 0 <= alpha <= 1"),
         ({"alpha": float("nan")}, "alpha: nan"),
+        ({"alpha": None}, "alpha: None; expected a number"),
+        ({"keep": "0.5"}, "keep: '0.5'; expected a number"),
         ({"bins": 1, "bin_sizes": "odd"}, "bin_sizes: 'odd'; allowed: equal, geometric"),
         ({"labels": [0, 2, 2]}, "labels: class 1 of 0 to 2 has no sample"),
         ({"labels": [0, 1]}, "expected one integer a sample"),
@@ -199,3 +210,48 @@ def test_wrong_features(method):
         select(np.array([[1, 2], [np.longdouble("1e4000"), 3]]))
     with pytest.raises(OptionError, match="at least one of each"):
         select(np.ones((0, 2)))
+
+
+def test_within_no_grad():
+    """Where features are made there is often no gradient; the discriminator needs its own."""
+    import torch
+
+    features = np.random.default_rng(0).normal(size=(60, 4))
+    expected = select(features, bins=3)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert select(features, bins=3).ds.tolist() == expected.ds.tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("device", ["foo", "", "meta", "cuda:77"])
+def test_devices_that_are_not_to_be_had(method, device):
+    with pytest.raises(OptionError, match="device: .* is not to be had here"):
+        select(np.ones((4, 2)), bins=2, method=method, device=device)
+
+
+def test_a_device_gives_the_same_samples():
+    features, labels = np.random.default_rng(0).normal(size=(200, 5)), np.arange(200) % 3
+    first, again = (select(features, labels, 0.4, 4, "dq", device=device) for device in ("cpu", "cpu:0"))
+    assert first.kept.tolist() == again.kept.tolist()
+    assert first.gain.tolist() == again.gain.tolist()
+
+
+def test_graphcut_and_random_have_no_use_for_bins():
+    for method in ("graphcut", "random"):
+        assert select(np.ones((2, 1)), keep=1, method=method).kept.tolist() == [0, 1]
+
+
+def test_samples_of_another_binning():
+    binning = divide(np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2, 2)
+    for labels in (np.arange(20) % 4, None, np.arange(20) // 15):
+        with pytest.raises(OptionError, match="labels: classes of .* samples; the bins are of"):
+            sample(binning, labels)
+    for rs in (np.ones(3), np.array([1, np.inf])):
+        with pytest.raises(OptionError, match="expected 2 values each, finite or NaN"):
+            sample(binning, np.arange(20) % 2, method="adq", rs=rs, ds=np.ones(2))
+
+
+def test_too_many_bins_of_too_many_classes():
+    with pytest.raises(OptionError, match="bins: 65536 for 40000 classes; allowed here: 1 to 104"):
+        divide(np.ones((80_000, 1)), np.arange(80_000) % 40_000, 65_536)

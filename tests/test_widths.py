@@ -1,0 +1,163 @@
+"""Widths by sample inside the encoder, and the distances that they follow from."""
+
+import numpy as np
+import pytest
+import torch
+from make_golden import image as synthetic
+from PIL import Image
+
+import dqcodec
+from dqcodec import EncodeOptions, OptionError, encode
+from dqcodec.codec.dct.pack import scale_index
+from dqcodec.inspection import info, verify
+from dqcodec.models import proxy
+from dqcodec.models.sensitivity import distances
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of 15 images of 32 x 32, from smooth to noisy."""
+    root = tmp_path_factory.mktemp("widths")
+    rng = np.random.default_rng(0)
+    for k in range(30):
+        (root / "ab"[k % 2]).mkdir(exist_ok=True)
+        noise = rng.normal(0, k, (32, 32, 3))
+        pixels = (synthetic(k, 32, 32, 3) + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "ab"[k % 2] / f"{k:02d}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """How much the network learns does not matter here."""
+    monkeypatch.setattr("dqcodec.models.proxy.MIN_STEPS", 20)
+
+
+def columns(path):
+    with dqcodec.open(path) as file:
+        return dict(file.reader.columns)
+
+
+@pytest.mark.parametrize("transform", ["pixel", "dct"])
+@pytest.mark.parametrize("drop", [0, 0.3])
+def test_auto_keeps_the_mean(folder, tmp_path, transform, drop):
+    path = tmp_path / "x.dqz"
+    result = encode(folder, path, EncodeOptions(keep=1, drop=drop, transform=transform, bits="auto:4", patch=4))
+    assert result.options.bits == "auto:4"
+    assert "proxy" in result.seconds
+    found = columns(path)
+    assert found["bits"].mean() == 4
+    assert {3, 5} <= set(found["bits"].tolist()) <= {3, 4, 5}
+    assert found["distance"].shape == (30,)
+    assert np.isfinite(found["distance"]).all()
+    by_width = [found["distance"][found["bits"] == bits].mean() for bits in (3, 5)]
+    assert by_width[0] < by_width[1]
+    if transform == "dct":
+        assert found["scale"].tolist() == [scale_index(bits, "default") for bits in found["bits"]]
+    assert verify(path).ok
+    assert info(path).encode["bits"] == "auto:4"
+
+
+@pytest.mark.parametrize("transform", ["pixel", "dct"])
+def test_rank_moves_a_quarter_each_way(folder, tmp_path, transform):
+    path = tmp_path / "x.dqz"
+    encode(folder, path, EncodeOptions(keep=1, drop=0, transform=transform, bits="rank:4"))
+    found = columns(path)
+    assert np.bincount(found["bits"]).tolist() == [0, 0, 0, 7, 16, 7]
+    order = np.argsort(-found["distance"], kind="stable")
+    assert (np.diff(found["bits"][order].astype(int)) <= 0).all()
+
+
+def test_fractions_of_a_bit_with_dct(folder, tmp_path):
+    path = tmp_path / "x.dqz"
+    encode(folder, path, EncodeOptions(keep=1, drop=0, bits="auto:3.5"))
+    q = columns(path)["scale"].astype(int)
+    assert set(q.tolist()) <= {scale_index(bits, "default") for bits in (2.5, 3.5, 4.5)}
+    assert q.mean() == scale_index(3.5, "default")
+
+
+def test_the_default_is_the_same_for_all(folder, tmp_path):
+    for options, bits in (
+        (EncodeOptions(), 4),
+        (EncodeOptions(transform="pixel", drop=0), 6),
+        (EncodeOptions(bits=5), 5),
+    ):
+        result = encode(folder, tmp_path / "x.dqz", options, overwrite=True)
+        assert result.options.bits == str(bits)
+        found = columns(tmp_path / "x.dqz")
+        assert set(found["bits"].tolist()) == {bits}
+        assert "distance" not in found
+
+
+def test_the_total_distance_falls(folder, tmp_path):
+    """By what the network in the file's own run measures: less than with equal widths, and by the paper's claim."""
+    encode(folder, tmp_path / "x.dqz", EncodeOptions(keep=1, drop=0, transform="pixel", bits="auto:4"))
+    encode(folder, tmp_path / "y.dqz", EncodeOptions(keep=1, drop=0, transform="pixel", bits=4))
+    with dqcodec.open(tmp_path / "x.dqz") as adapted, dqcodec.open(tmp_path / "y.dqz") as equal:
+        assert adapted.source_index.tolist() == equal.source_index.tolist() == list(range(30))
+        coded = [file.images(range(30)).transpose(0, 2, 3, 1) for file in (adapted, equal)]
+        labels = equal.label.astype(np.int64)
+    originals = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))])
+    model = proxy.restore(proxy.train(originals, labels, 2, CPU, 0), CPU)
+    ours, same = distances(model, originals, coded, labels).sum(0)
+    assert ours < same
+
+
+@pytest.mark.parametrize("bits", ["auto:2", "auto:8", "rank:7.5", "auto:2.5"])
+def test_no_room_for_a_bit_more_and_less(folder, tmp_path, bits):
+    result = encode(folder, tmp_path / "x.dqz", EncodeOptions(keep=1, drop=0, transform="dct", bits=bits))
+    mean = bits.partition(":")[2]
+    assert f"{bits} leaves no room for a bit less and more, so every sample has {mean} bits" in result.notes
+    assert result.options.bits == mean
+    assert "proxy" not in result.seconds
+
+
+def test_pixel_takes_whole_bits(folder, tmp_path):
+    with pytest.raises(OptionError, match="bits: auto:4.5; allowed with pixel: whole bits, 2 to 8"):
+        encode(folder, tmp_path / "x.dqz", EncodeOptions(transform="pixel", bits="auto:4.5"))
+
+
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "are not finite"), (0.0, "vanish")])
+def test_gradients_that_say_nothing(folder, tmp_path, monkeypatch, value, what):
+    """A network whose head is broken: every sample gets the same, and a note says so."""
+    whole = proxy.train
+
+    def broken(*arguments):
+        weights = whole(*arguments)
+        return weights | {"head.weight": np.full_like(weights["head.weight"], value)}
+
+    monkeypatch.setattr(proxy, "train", broken)
+    result = encode(folder, tmp_path / "x.dqz", EncodeOptions(keep=1, drop=0, bits="auto:4"))
+    assert f"the proxy's gradients {what}, so every sample has 4 bits" in result.notes
+    found = columns(tmp_path / "x.dqz")
+    assert set(found["bits"].tolist()) == {4}
+    assert "distance" not in found
+
+
+def test_distances_by_hand():
+    """A linear classifier has the same gradient everywhere but for the softmax: compared with its formula."""
+    weights = proxy.train(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2, 2, CPU, 0)
+    model = proxy.restore(weights, CPU)
+    rng = np.random.default_rng(0)
+    images, other = rng.integers(0, 256, (2, 3, 8, 8, 1), dtype=np.uint8)
+    labels = np.array([0, 1, 1])
+
+    def gradient(x, label):
+        tensor = torch.tensor(x[None].transpose(0, 3, 1, 2), dtype=torch.float32, requires_grad=True)
+        logits = model((tensor - 128) / 64)
+        (-torch.log_softmax(logits, 1)[0, label]).backward()
+        return tensor.grad[0].numpy()
+
+    mask = rng.random((3, 2, 2)) < 0.5
+    expected = []
+    for k in range(3):
+        pixels = np.kron(mask[k], np.ones((4, 4)))
+        difference = gradient(images[k], labels[k]) - gradient(other[k], labels[k])
+        expected.append([np.sqrt((difference**2 * weight).sum()) for weight in (np.ones((8, 8)), pixels)])
+    whole = distances(model, images, [other, images], labels)
+    assert whole[:, 0] == pytest.approx([row[0] for row in expected], rel=1e-3)
+    assert whole[:, 1].tolist() == [0, 0, 0]
+    masked = distances(model, images, [other], labels, mask)
+    assert masked[:, 0] == pytest.approx([row[1] for row in expected], rel=1e-3)
