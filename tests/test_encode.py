@@ -300,6 +300,32 @@ def test_features_of_a_timm_model(photo_folder, tmp_path):
     assert_same(result.selection.kept, expected.kept)
 
 
+def test_adq_by_a_timm_model(photo_folder, tmp_path):
+    """Its features of augmented images for the diversity; grey images too; a second run loads no model."""
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights = tmp_path / "w.safetensors"
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), weights)
+    for k in range(6):
+        save(tmp_path / "grey" / "ab"[k % 2] / f"{k}.png", synthetic(k, 24, 24, 1)[..., 0])
+    for source in (photo_folder, tmp_path / "grey"):
+        options = EncodeOptions(keep=0.5, bins=2, drop=0, features=f"timm:test_resnet@{weights}")
+        first = encode(source, tmp_path / "x.dqz", options, work=tmp_path / "work", overwrite=True)
+        assert np.isfinite(first.selection.ds).all()
+        assert first.selection.ds[0] != first.selection.ds[1]
+        stages = set()
+        again = encode(
+            source, tmp_path / "x.dqz", options, work=tmp_path / "work", overwrite=True,
+            progress=lambda stage, *_, seen=stages: seen.add(stage),
+        )  # fmt: skip
+        assert stages == {"scan", "pack"}
+        assert again.selection.ds.tolist() == first.selection.ds.tolist()
+        fresh = encode(source, tmp_path / "y.dqz", options, overwrite=True)
+        assert fresh.selection.ds.tolist() == first.selection.ds.tolist()
+
+
 def test_timm_models_that_cannot_be_had(photo_folder, tmp_path):
     for features, message in (
         ("timm:resnet1888", "timm has no model 'resnet1888'"),
