@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.bits import allocate, convex, rank
-from dqcodec.codec import quantize
+from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format, decode
 from dqcodec.container.spec import unpack_mask
 from dqcodec.parallel import ordered_map
+from dqcodec.patches import to_patches
 from dqcodec.run import Run
 from dqcodec.stages.images import Images
 
@@ -59,7 +60,7 @@ def _measure(images: Images, proxy: Proxy, kept: Array, masks: Array | None, wid
     for start in range(0, len(kept), BATCH):
         rows = kept[start : start + BATCH]
         seen = images.seen[rows]
-        coded = [_coded(images, seen, bits, run) for bits in widths]
+        coded = [code_at(seen, images.transform, bits, run.workers)[0] for bits in widths]
         mask = None if masks is None else unpack_mask(masks[start : start + BATCH], images.grid[0] * images.grid[1])
         there = None if mask is None else mask.reshape(-1, *images.grid)
         found.append(distances(proxy, seen, coded, images.labels[rows], there))
@@ -67,19 +68,26 @@ def _measure(images: Images, proxy: Proxy, kept: Array, masks: Array | None, wid
     return np.concatenate(found)
 
 
-def _coded(images: Images, seen: Array, bits: float, run: Run) -> Array:
-    """What the proxy sees, uint8 (n, s, s, C), after coding it with so many bits."""
-    if images.transform == "pixel":
-        return np.stack([quantize.dequantize(*quantize.quantize(image, int(bits))) for image in seen])
+def code_at(seen: Array, transform: str, bits: float, workers: int) -> tuple[Array, Array]:
+    """What images are after coding with so many bits, whole: uint8 (n, s, s, C), and int64 (n,) bytes of each.
+
+    seen  uint8 (n, s, s, C)
+    """
+    if transform == "pixel":
+        packed = [quantize.quantize(to_patches(image, len(image)), int(bits)) for image in seen]
+        levels, scale = np.stack([levels[0] for levels, _ in packed]), np.array([scale for _, scale in packed])
+        sizes = [len(pixel.encode(levels, int(bits))) for levels, _ in packed]
+        return quantize.dequantize(levels, scale[:, None, None, None]).transpose(0, 2, 3, 1), np.array(sizes)
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct.tables import DEFAULT, OFFSETS, default
 
     effort = "fast"  # the search changes bytes more than pixels
-    dependent, size = dct.dependent(effort), seen.shape[1]
-    form = Format(size, size, seen.shape[3], default(DEFAULT, 16, OFFSETS[dependent], dependent))
+    dependent, size, channels = dct.dependent(effort), seen.shape[1], seen.shape[3]
+    form = Format(size, size, channels, default(DEFAULT, 16, OFFSETS[dependent], dependent))
     encoder, q = dct.Encoder(form, effort), dct.scale_index(bits, effort)
     kept = np.ones((len(seen), form.rows * form.columns), np.uint8)
-    packed = list(ordered_map(lambda image: encoder.encode(image, kept[0], q), list(seen), run.workers))
-    colour = np.array([colour for _, colour in packed]) if seen.shape[3] == 3 else None
-    scale = np.full(len(seen), q, np.uint8)
-    return decode(form, [payload for payload, _ in packed], kept, scale, colour).transpose(0, 2, 3, 1)
+    coded = list(ordered_map(lambda image: encoder.encode(image, kept[0], q), list(seen), workers))
+    payloads = [payload for payload, _ in coded]
+    colour = np.array([colour for _, colour in coded]) if channels == 3 else None
+    images = decode(form, payloads, kept, np.full(len(seen), q, np.uint8), colour)
+    return images.transpose(0, 2, 3, 1), np.array([len(payload) for payload in payloads])
