@@ -41,8 +41,8 @@ def measure(model: proxy.Proxy, images: Array, labels: Array, transform: str, me
     for start in range(0, len(images), BATCH):
         seen, own = images[start : start + BATCH], labels[start : start + BATCH]
         coded = [code_at(seen, transform, bits, default_workers()) for bits in (mean - 1, mean, mean + 1)]
-        found.append(distances(model, seen, [pixels for pixels, _ in coded], own))
-        sizes.append(np.stack([size for _, size in coded], 1))
+        found.append(distances(model, seen, [each.images for each in coded], own))
+        sizes.append(np.stack([each.sizes() for each in coded], 1))
     return np.concatenate(found), np.concatenate(sizes)
 
 
@@ -54,8 +54,7 @@ def picture(images: Array, distance: Array, path: Path) -> None:
 
 def main() -> None:
     folder, name = scan(sys.argv[1]), sys.argv[2]
-    first = read(lambda: folder.open(0), folder.names[0], PROXY_SIZE, "squash", 3)
-    size = min(Image.open(folder.root / folder.names[0]).width, len(first))
+    size = min(Image.open(folder.root / folder.names[0]).width, PROXY_SIZE)
     every = ordered_map(
         lambda n: read(lambda: folder.open(n), folder.names[n], size, "squash", 3),
         range(len(folder)),

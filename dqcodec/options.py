@@ -70,7 +70,7 @@ class EncodeOptions:
     def check(self) -> None:
         """Raise OptionError where a value is outside its range."""
         for names, kinds, what in (
-            (("keep", "alpha", "drop"), (int, float), "a number"),
+            (("drop",), (int, float), "a number"),
             (("bins", "size", "patch"), (int, type(None)), "a whole number or None"),
             (("normalize",), (bool,), "True or False"),
         ):

@@ -33,7 +33,8 @@ class Run:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def skip(self, name: str, reason: str) -> None:
-        """Leave out a file."""
+        """Leave out a file; the reason may begin with its name, as the text of a SourceError does."""
+        reason = reason.removeprefix(f"{name}: ")
         if self.strict:
             raise SourceError(f"{name}: {reason} (with --strict nothing is skipped)", path=name)
         self.skipped.append((name, reason))

@@ -44,6 +44,12 @@ def encoded(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
+def quick_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests in which it does not matter how much the network learns."""
+    monkeypatch.setattr("dqcodec.models.proxy.MIN_STEPS", 20)
+
+
+@pytest.fixture
 def golden_copy(tmp_path: Path) -> Path:
     """A golden file that a test may damage."""
     path = tmp_path / "copy.dqz"

@@ -13,6 +13,8 @@ from dqcodec.inspection import info, verify
 from dqcodec.models import proxy
 from dqcodec.models.sensitivity import distances
 
+pytestmark = pytest.mark.usefixtures("quick_proxy")
+
 CPU = torch.device("cpu")
 
 
@@ -27,12 +29,6 @@ def folder(tmp_path_factory):
         pixels = (synthetic(k, 32, 32, 3) + noise).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(root / "ab"[k % 2] / f"{k:02d}.png")
     return root
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """How much the network learns does not matter here."""
-    monkeypatch.setattr("dqcodec.models.proxy.MIN_STEPS", 20)
 
 
 def columns(path):

@@ -1,6 +1,7 @@
 """The work folder: what is found again, what is not, and runs that were killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 
 from dqcodec import EncodeOptions, OutputError, encode
 from dqcodec.work import Work
+
+pytestmark = pytest.mark.usefixtures("quick_proxy")
 
 BLOCKS = [np.arange(k * 6, k * 6 + 6, dtype=np.float32).reshape(3, 2) for k in range(4)]
 WHOLE = np.concatenate(BLOCKS)
@@ -175,12 +178,6 @@ def test_the_work_folder_is_never_inside_the_source(photo_folder, tmp_path):
     assert sorted(photo_folder.rglob("*")) == before
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """How much the network learns does not matter here."""
-    monkeypatch.setattr("dqcodec.models.proxy.MIN_STEPS", 20)
-
-
 OPTIONS = EncodeOptions(keep=0.5, bins=3, drop=0.3)
 SLOW = {"proxy", "features", "bins", "texture", "diversity", "read", "look"}
 
@@ -210,8 +207,6 @@ def test_another_keep_ratio_makes_nothing_again(photo_folder, tmp_path):
 
 
 def test_changed_files_are_seen(photo_folder, tmp_path):
-    import shutil
-
     source, work = tmp_path / "source", tmp_path / "work"
     shutil.copytree(photo_folder, source)
     stages_of(source, tmp_path / "a.dqz", OPTIONS, work)
@@ -235,8 +230,6 @@ def test_skipped_files_are_named_again(tmp_path):
 
 def test_another_list_of_classes_is_another_set(photo_folder, tmp_path):
     """An empty class that sorts last changes no label, but the network."""
-    import shutil
-
     source, work = tmp_path / "source", tmp_path / "work"
     shutil.copytree(photo_folder, source)
     stages_of(source, tmp_path / "a.dqz", OPTIONS, work)

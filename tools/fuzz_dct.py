@@ -26,14 +26,14 @@ import numpy as np
 from dqcodec.codec.dct import coder, reference, stream
 from dqcodec.codec.dct.engine import build
 from dqcodec.codec.dct.pack import Encoder
-from dqcodec.codec.dct.tables import DEFAULT, OFFSETS, default
+from dqcodec.codec.dct.tables import built_in
 from dqcodec.errors import FormatError
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "fuzz-dct.json"
 CHECKED = build(stream, numba.njit(boundscheck=True))
 ROW, FORGET, BEGIN = CHECKED["row"], CHECKED["forget"], CHECKED["begin"]
 SHAPES = [
-    coder.Format(20, 24, channels, default(DEFAULT, unit, OFFSETS[uses], uses))
+    coder.Format(20, 24, channels, built_in(unit, uses))
     for unit, channels, uses in [(16, 3, True), (16, 1, False), (8, 3, False), (4, 3, True), (4, 1, True)]
 ]
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numcodecs.abc import Codec
 
 from dqcodec.codec.dct import coder
-from dqcodec.codec.dct.tables import DEFAULT, EFFORTS, OFFSETS, default
+from dqcodec.codec.dct.tables import EFFORTS, built_in
 from dqcodec.errors import FormatError, OptionError
 
 Array = npt.NDArray[Any]
@@ -102,4 +102,4 @@ class DctCodec(Codec):  # type: ignore[misc]
 
 
 def _form(height: int, width: int, channels: int, dependent: bool) -> coder.Format:
-    return coder.Format(height, width, channels, default(DEFAULT, UNIT, OFFSETS[dependent], dependent))
+    return coder.Format(height, width, channels, built_in(UNIT, dependent))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dqcodec.selection.bins import Greedy, same_for_all
+from dqcodec.selection.bins import Greedy, by_sample, same_for_all
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +81,4 @@ def _result(order: Array, gain: Array, norm: Array, sizes: Array) -> Greedy:
     for start, end in zip(ends - sizes, ends, strict=True):
         picked = norm[order[start:end]]
         gain[start:end] += same_for_all(norm[order[start:]].sum(), picked)
-    bin_of, gain_of = np.empty(len(order), np.int64), np.empty(len(order))
-    bin_of[order] = np.repeat(np.arange(len(sizes)), sizes)
-    gain_of[order] = gain
-    return Greedy(order, bin_of, gain_of)
+    return by_sample(order, gain, sizes)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dqcodec.errors import OptionError
 from dqcodec.run import Progress
 from dqcodec.selection import scores
-from dqcodec.selection.binning import Binning, at_random, check_bins, check_device, check_labels, divide, members
+from dqcodec.selection.binning import Binning, at_random, check_device, check_labels, divide, members
 from dqcodec.selection.bins import check_features
 from dqcodec.selection.sampling import draw, keep_count, split
 
@@ -80,21 +80,18 @@ def select(
     """
     features = np.asarray(features)
     check_sampling(keep, method, seed, alpha)
-    check_features(features)
-    labels = check_labels(labels, len(features))
-    check_device(device)
-    if method in ("adq", "dq"):
-        check_bins(bins, len(features), int(labels.max()) + 1)
-    if method == "adq":
-        _contrast()
     if method == "random":
-        return sample(at_random(labels, len(labels), seed), labels, keep, method, seed)
+        check_features(features)
+        check_device(device)
+        return sample(at_random(labels, len(features), seed), labels, keep, method, seed)
+    contrast = _contrast() if method == "adq" else None
     bins = 1 if method == "graphcut" else bins
     binning = divide(features, labels, bins, normalize=normalize, bin_sizes=bin_sizes, device=device, progress=progress)
-    if method != "adq":
+    if contrast is None:
         return sample(binning, labels, keep, method, seed)
     rows = scores.sampled(binning.bin, seed)
-    ds = diversity(scores.with_views(features[rows], seed), binning.bin[rows], bins, seed, device, progress)
+    views = scores.with_views(features[rows], seed)
+    ds = contrast.diversity(views, binning.bin[rows], bins, seed, device=device, progress=progress)
     return sample(binning, labels, keep, method, seed, alpha, scores.closeness(features, binning.bin, bins), ds)
 
 
@@ -145,12 +142,6 @@ def sample(
     kept = np.sort(np.concatenate(chosen))
     own = (rs, ds, is_) if method == "adq" else (None, None, None)
     return Selection(kept, binning.bin, binning.order, binning.gain, binning.size, taken, *own)
-
-
-def diversity(views: Array, bin_of: Array, bins: int, seed: int, device: Any, progress: Progress | None) -> Array:
-    """`models.contrast.diversity`."""
-    found: Array = _contrast().diversity(views, bin_of, bins, seed, device=device, progress=progress)
-    return found
 
 
 def _contrast() -> Any:

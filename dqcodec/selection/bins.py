@@ -156,11 +156,15 @@ def greedy_bins(x: Array, sizes: Array) -> Greedy:
             left = np.delete(left, picks)
         done += 1
     picks, gains = _small_bins(x[left], [int(size) for size in sizes[done:] if size])
-    whole = np.concatenate([*order, left[picks]])
-    bin_of, gain_of = np.empty(len(x), np.int64), np.empty(len(x))
-    bin_of[whole] = np.repeat(np.arange(bins), sizes)
-    gain_of[whole] = np.concatenate([*gain, gains])
-    return Greedy(whole, bin_of, gain_of)
+    return by_sample(np.concatenate([*order, left[picks]]), np.concatenate([*gain, gains]), sizes)
+
+
+def by_sample(order: Array, gains: Array, sizes: Array) -> Greedy:
+    """The result from picks and their gains, in the order of the picks."""
+    bin_of, gain_of = np.empty(len(order), np.int64), np.empty(len(order))
+    bin_of[order] = np.repeat(np.arange(len(sizes)), sizes)
+    gain_of[order] = gains
+    return Greedy(order, bin_of, gain_of)
 
 
 def _start(x: Array, norm: Array, free: Array) -> Array:

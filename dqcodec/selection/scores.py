@@ -55,7 +55,7 @@ def closeness(features: Array, bin_of: Array, bins: int) -> Array:
     counterpart is the distance of the means: -|mean(bin) - mean(all)|^2 over the variance of all.
     """
     sums, square = np.zeros((bins, features.shape[1])), 0.0
-    scale = max(float(np.abs(features).max()), np.finfo(np.float64).tiny)  # so that no square underflows
+    scale = max(-float(features.min()), float(features.max()), np.finfo(np.float64).tiny)  # no square underflows
     for start in range(0, len(features), _BLOCK):
         block = features[start : start + _BLOCK] / scale
         own = bin_of[start : start + _BLOCK]

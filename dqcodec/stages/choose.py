@@ -16,7 +16,7 @@ from dqcodec.container.spec import pack_mask
 from dqcodec.parallel import ordered_map
 from dqcodec.patches import keep_mask
 from dqcodec.run import Run
-from dqcodec.selection import Selection, diversity, sample, scores
+from dqcodec.selection import Selection, sample, scores
 from dqcodec.selection.binning import Binning, at_random, divide
 from dqcodec.stages.images import Images, class_list
 
@@ -54,11 +54,11 @@ class Features:
     views: Callable[[Array], Array]
 
 
-def extract(images: Images, proxy: Proxy | None, run: Run) -> Features:
-    """From where the options say."""
+def extract(images: Images, proxy: Proxy | None, run: Run) -> Features | None:
+    """From where the options say; None where none are needed."""
     source, seed = images.options.features, images.options.seed
     if images.options.method == "random":
-        return Features(np.zeros((len(images), 0)), lambda chosen: np.zeros((3, len(chosen), 0)))
+        return None
     if source.endswith(".npy"):
         rows = features.from_npy(source, len(images.folder))
         rows = rows if len(images) == len(rows) else rows[images.usable]
@@ -86,9 +86,9 @@ def extract(images: Images, proxy: Proxy | None, run: Run) -> Features:
         return Features(found.finish(), views)
 
 
-def make_bins(images: Images, found: Features, run: Run) -> Binning:
+def make_bins(images: Images, found: Features | None, run: Run) -> Binning:
     options = images.options
-    if options.method == "random":
+    if found is None:
         return at_random(images.groups, len(images), options.seed)
 
     small = np.bincount(images.groups) < images.bins
@@ -105,10 +105,10 @@ def make_bins(images: Images, found: Features, run: Run) -> Binning:
     return Binning(**images.work.arrays("bins", images.about_bins, make))
 
 
-def choose(images: Images, binning: Binning, found: Features, run: Run) -> Selection:
+def choose(images: Images, binning: Binning, found: Features | None, run: Run) -> Selection:
     options, folder = images.options, images.folder
     rs = ds = None
-    if options.method == "adq":
+    if found is not None and options.method == "adq":
         about = [images.about_bins, options.seed]
         made = images.work.arrays("scores", about, lambda: _scores(images, binning, found, run))
         rs, ds = made["rs"], made["ds"]
@@ -126,6 +126,8 @@ def choose(images: Images, binning: Binning, found: Features, run: Run) -> Selec
 
 def _scores(images: Images, binning: Binning, found: Features, run: Run) -> dict[str, Array]:
     """RS and DS of every bin."""
+    from dqcodec.models.contrast import diversity
+
     starts = range(0, len(images), TEXTURE_BATCH)
     levels = []
     for level in ordered_map(lambda n: scores.texture(images.seen[n : n + TEXTURE_BATCH]), starts, run.workers):
@@ -133,7 +135,9 @@ def _scores(images: Images, binning: Binning, found: Features, run: Run) -> dict
         run.progress("texture", len(levels), len(starts))
     rows = scores.sampled(binning.bin, images.options.seed)
     views = found.views(rows)
-    ds = diversity(views, binning.bin[rows], images.bins, images.options.seed, images.place, run.progress)
+    ds = diversity(
+        views, binning.bin[rows], images.bins, images.options.seed, device=images.place, progress=run.progress
+    )
     return {"rs": scores.mean_of_bins(np.concatenate(levels), binning.bin, images.bins), "ds": ds}
 
 

@@ -86,15 +86,15 @@ def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: 
     """The tables that give the smaller file, and whether they are its own: two passes over a sample of the images."""
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct import train
-    from dqcodec.codec.dct.tables import DEFAULT, MAX_ROTATIONS, OFFSETS, default
+    from dqcodec.codec.dct.tables import MAX_ROTATIONS, OFFSETS, built_in
 
     options, channels = images.options, images.channels
     dependent = dct.dependent(options.effort)
-    built_in = default(DEFAULT, images.unit, OFFSETS[dependent], dependent)
+    known = built_in(images.unit, dependent)
     form = partial(Format, images.size, images.size, channels)
     sample = _sample(images, kept, masks, run)
     if not sample:
-        return built_in, False
+        return known, False
 
     def each(function: Callable[[Array, Array, int], Array], done: int) -> list[Array]:
         """The function of every sampled image, its units and its scale index."""
@@ -109,19 +109,19 @@ def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: 
             run.progress("tables", done * len(sample) + len(found), 4 * len(sample))
         return found
 
-    rotation = built_in.rotation
-    encoder = dct.Encoder(form(built_in), options.effort)
+    rotation = known.rotation
+    encoder = dct.Encoder(form(known), options.effort)
     if channels == 3:
         moments = each(lambda pixels, units, _: encoder.moments(pixels, units), 1)
         rotation = train.rotations(np.array(moments), MAX_ROTATIONS)
-    tables = replace(built_in, rotation=rotation)
+    tables = replace(known, rotation=rotation)
     counts = []
     for done in (2, 3):
         counts.append(np.sum(each(dct.Encoder(form(tables), options.effort).count, done), 0))
         tables = train.make(counts[-1], encoder.form.order, rotation, OFFSETS[dependent], dependent)
-    saved = dct.bits_of(counts[0], built_in, form(built_in)) - dct.bits_of(counts[1], tables, form(tables))
+    saved = dct.bits_of(counts[0], known, form(known)) - dct.bits_of(counts[1], tables, form(tables))
     gain = saved / 8 * len(kept) / len(sample)
-    return (tables, True) if gain > dct.stored_size(tables) else (built_in, False)
+    return (tables, True) if gain > dct.stored_size(tables) else (known, False)
 
 
 def _sample(images: Images, kept: Array, masks: Array | None, run: Run) -> list[tuple[int, Array, Array]]:
@@ -155,8 +155,7 @@ def pack_all(
     written, rows = [], []
     for position, packed in enumerate(ordered_map(attempt(pack), range(len(chosen)), run.workers)):
         if isinstance(packed, SourceError):
-            name = images.folder.names[chosen[position]]
-            run.skip(name, str(packed).removeprefix(f"{name}: "))
+            run.skip(images.folder.names[chosen[position]], str(packed))
         else:
             payload, row = packed
             writer.append(payload)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -44,7 +43,7 @@ class Images:
     """The usable images of a folder, and how they are read.
 
     usable   int64 (N,), their places among the folder's files
-    options  with size and patch filled in
+    options  with size, patch, transform and bits filled in
     device   for networks
     work     where stages find what an earlier run made
     thumbs   uint8 (N, s, s, C), memory-mapped; what the proxy sees and texture is measured on, where that is needed
@@ -85,12 +84,6 @@ class Images:
         return parse(self.options.bits or "")
 
     @property
-    def widths(self) -> list[float]:
-        """The bits that a sample may have."""
-        mean = self.bits.mean
-        return [mean] if self.bits.mode == "fixed" else [mean - 1, mean, mean + 1]
-
-    @property
     def unit(self) -> int:
         """Side of the units of dct: the patch's, where patches are dropped, and 16 where none are."""
         return next(n for n in (16, 8, 4) if self.patch % n == 0) if self.drops else 16
@@ -110,8 +103,7 @@ class Images:
 
     @property
     def needs_proxy(self) -> bool:
-        adapts = self.options.bits is not None and self.bits.mode != "fixed"
-        return self.drops or self.sees_by_proxy or adapts
+        return self.drops or self.sees_by_proxy or self.bits.mode != "fixed"
 
     @property
     def sees_by_proxy(self) -> bool:
@@ -136,7 +128,7 @@ class Images:
     def about(self) -> list[Any]:
         """All that the pixels follow from: names, sizes and times of the files, options, versions."""
         usable = hashlib.sha256(self.usable.tobytes()).hexdigest()
-        return [_versions(), _listing(self.folder), usable, self.size, self.options.resize, self.channels]
+        return [_versions(), self.folder.listing, usable, self.size, self.options.resize, self.channels]
 
     @cached_property
     def about_proxy(self) -> list[Any]:
@@ -185,7 +177,7 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
         found = probe(partial(folder.open, index), names[index])
         return np.array([found.width, found.height, found.channels])
 
-    with work.rows("headers", [_versions(), _listing(folder)]) as rows:
+    with work.rows("headers", [_versions(), folder.listing]) as rows:
         usable = _each(header, np.arange(len(folder)), rows, folder, "look", run)
         probes = [Probe(*row) for row in rows.finish().tolist()]
     empty = np.flatnonzero(np.bincount(folder.labels[usable], minlength=len(folder.classes)) == 0)
@@ -216,8 +208,8 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
         counts = f"{small:,} of {len(probes):,} images are smaller than {size} pixels"
         run.notes.append(f"{counts} and were enlarged; choose a smaller --size to avoid that")
     channels = max(found.channels for found in probes)
+    options = replace(options, bits=str(_bits(options, transform, run)))
     images = Images(folder, usable, options, size, patch, channels, device, work)
-    images = replace(images, options=replace(options, bits=str(_bits(images, run))))
     if images.selects:
         check_bins(images.bins, len(images), len(folder.classes))
     by_network = options.method == "adq" or (options.method != "random" and not options.features.endswith(".npy"))
@@ -226,12 +218,11 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
     return images
 
 
-def _bits(images: Images, run: Run) -> Bits:
+def _bits(options: EncodeOptions, transform: str, run: Run) -> Bits:
     """What --bits says, or the default; equal widths where a bit less or more would not be allowed."""
-    options = images.options
-    bits = Bits("fixed", DEFAULT_BITS[images.transform]) if options.bits is None else parse(options.bits)
+    bits = Bits("fixed", DEFAULT_BITS[transform]) if options.bits is None else parse(options.bits)
     low, high = quantize.MIN_BITS, quantize.MAX_BITS
-    if images.transform == "pixel" and bits.mean != int(bits.mean):
+    if transform == "pixel" and bits.mean != int(bits.mean):
         raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low} to {high}")
     if bits.mode != "fixed" and not low + 1 <= bits.mean <= high - 1:
         run.notes.append(f"{bits} leaves no room for a bit less and more, so every sample has {bits.mean:g} bits")
@@ -250,9 +241,8 @@ def _each(function: Callable[[int], Array], indices: Array, rows: Rows, folder: 
     done = rows.done + len(rows.notes)
     for place, found in enumerate(ordered_map(attempted, indices[done:].tolist(), run.workers), done):
         if isinstance(found, SourceError):
-            name = folder.names[indices[place]]
-            rows.notes.append([place, str(found).removeprefix(f"{name}: ")])
-            run.skip(name, rows.notes[-1][1])
+            rows.notes.append([place, str(found)])
+            run.skip(folder.names[indices[place]], str(found))
         else:
             rows.append(found[None])
         run.progress(stage, place + 1, len(indices))
@@ -267,14 +257,6 @@ def _versions() -> list[str]:
     from dqcodec import __version__
 
     return [__version__, pillow]
-
-
-def _listing(folder: Folder) -> str:
-    """A hash of place, classes, names, sizes and times of the files: what says that they are those of another run."""
-    found = hashlib.sha256(os.fsencode("\0".join([str(folder.root.resolve()), *folder.classes, "", *folder.names])))
-    for column in (folder.labels, folder.sizes, folder.times):
-        found.update(column.tobytes())
-    return found.hexdigest()
 
 
 def read_all(images: Images, run: Run) -> Images:

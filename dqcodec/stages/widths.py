@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | 
     equal = np.full(len(kept), bits.mean)
     if proxy is None or bits.mode == "fixed":
         return Widths(equal, None)
-    measured = _measure(images, proxy, kept, masks, [bits.mean] if bits.mode == "rank" else images.widths, run)
+    widths = [bits.mean - 1, bits.mean, bits.mean + 1] if bits.mode == "auto" else [bits.mean]
+    measured = _measure(images, proxy, kept, masks, widths, run)
     if not np.isfinite(measured).all() or not measured.any():
         what = "vanish" if np.isfinite(measured).all() else "are not finite"
         run.notes.append(f"the proxy's gradients {what}, so every sample has {bits.mean:g} bits")
@@ -60,34 +62,45 @@ def _measure(images: Images, proxy: Proxy, kept: Array, masks: Array | None, wid
     for start in range(0, len(kept), BATCH):
         rows = kept[start : start + BATCH]
         seen = images.seen[rows]
-        coded = [code_at(seen, images.transform, bits, run.workers)[0] for bits in widths]
-        mask = None if masks is None else unpack_mask(masks[start : start + BATCH], images.grid[0] * images.grid[1])
-        there = None if mask is None else mask.reshape(-1, *images.grid)
-        found.append(distances(proxy, seen, coded, images.labels[rows], there))
+        coded = [code_at(seen, images.transform, bits, run.workers).images for bits in widths]
+        mask = None
+        if masks is not None:
+            patches = images.grid[0] * images.grid[1]
+            mask = unpack_mask(masks[start : start + BATCH], patches).reshape(-1, *images.grid)
+        found.append(distances(proxy, seen, coded, images.labels[rows], mask))
         run.progress("bits", start + len(rows), len(kept))
     return np.concatenate(found)
 
 
-def code_at(seen: Array, transform: str, bits: float, workers: int) -> tuple[Array, Array]:
-    """What images are after coding with so many bits, whole: uint8 (n, s, s, C), and int64 (n,) bytes of each.
-
-    seen  uint8 (n, s, s, C)
+@dataclass(frozen=True)
+class Coded:
     """
+    images  uint8 (n, s, s, C), decoded again
+    sizes   makes int64 (n,), bytes of each: only on demand, because with `pixel` they take longer than the images
+    """
+
+    images: Array
+    sizes: Callable[[], Array]
+
+
+def code_at(seen: Array, transform: str, bits: float, workers: int) -> Coded:
+    """Images, uint8 (n, s, s, C), coded whole with so many bits."""
     if transform == "pixel":
-        packed = [quantize.quantize(to_patches(image, len(image)), int(bits)) for image in seen]
+        width = int(bits)
+        packed = [quantize.quantize(to_patches(image, len(image)), width) for image in seen]
         levels, scale = np.stack([levels[0] for levels, _ in packed]), np.array([scale for _, scale in packed])
-        sizes = [len(pixel.encode(levels, int(bits))) for levels, _ in packed]
-        return quantize.dequantize(levels, scale[:, None, None, None]).transpose(0, 2, 3, 1), np.array(sizes)
+        images = quantize.dequantize(levels, scale[:, None, None, None]).transpose(0, 2, 3, 1)
+        return Coded(images, lambda: np.array([len(pixel.encode(levels, width)) for levels, _ in packed]))
     from dqcodec.codec.dct import pack as dct
-    from dqcodec.codec.dct.tables import DEFAULT, OFFSETS, default
+    from dqcodec.codec.dct.tables import built_in
 
     effort = "fast"  # the search changes bytes more than pixels
-    dependent, size, channels = dct.dependent(effort), seen.shape[1], seen.shape[3]
-    form = Format(size, size, channels, default(DEFAULT, 16, OFFSETS[dependent], dependent))
+    size, channels = seen.shape[1], seen.shape[3]
+    form = Format(size, size, channels, built_in(16, dct.dependent(effort)))
     encoder, q = dct.Encoder(form, effort), dct.scale_index(bits, effort)
     kept = np.ones((len(seen), form.rows * form.columns), np.uint8)
     coded = list(ordered_map(lambda image: encoder.encode(image, kept[0], q), list(seen), workers))
     payloads = [payload for payload, _ in coded]
     colour = np.array([colour for _, colour in coded]) if channels == 3 else None
-    images = decode(form, payloads, kept, np.full(len(seen), q, np.uint8), colour)
-    return images.transpose(0, 2, 3, 1), np.array([len(payload) for payload in payloads])
+    images = decode(form, payloads, kept, np.full(len(seen), q, np.uint8), colour).transpose(0, 2, 3, 1)
+    return Coded(images, lambda: np.array([len(payload) for payload in payloads]))

@@ -203,6 +203,11 @@ def default(name: str, unit: int, offset: Sequence[int], dependent: bool) -> Tab
     return unpack((Path(__file__).parent / f"{name}-{unit}.bin").read_bytes(), unit, offset, dependent)
 
 
+def built_in(unit: int, dependent: bool) -> Tables:
+    """The built-in tables with the reconstruction points that encoders take."""
+    return default(DEFAULT, unit, OFFSETS[dependent], dependent)
+
+
 def pack(tables: Tables) -> bytes:
     """Tables as the bytes of a built-in file: K, M, R (uint16), context, coefficient, side, rotation; little-endian."""
     sizes = [len(tables.coefficient), len(tables.side), len(tables.rotation)]
