@@ -26,6 +26,7 @@ from dqcodec.inspection import info as read_info
 from dqcodec.inspection import verify as verify_file
 from dqcodec.options import EncodeOptions
 from dqcodec.run import Progress as StageProgress
+from dqcodec.show import show as show_file
 from dqcodec.sources.images import quiet
 
 DEFAULTS = EncodeOptions()
@@ -42,6 +43,13 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
+Fill = Annotated[
+    Literal["mae", "smooth", "mean", "none"],
+    typer.Option(
+        help="Dropped patches: [b]mae[/b], predicted (needs torch); [b]smooth[/b], interpolated; [b]mean[/b], the "
+        "image's mean colour; [b]none[/b], black."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -105,6 +113,14 @@ def encode(
             "[b]timm:NAME@WEIGHTS[/b], or a [b].npy[/b] file with a row for every file."
         ),
     ] = DEFAULTS.features,
+    mae: Annotated[
+        str,
+        typer.Option(
+            help="What brings dropped patches back: [b]small[/b], a masked autoencoder of this package; [b]train[/b], "
+            "that one trained further on these images for some minutes and stored in the file (about 1 to 5 MB); "
+            "[b]hf:OWNER/NAME[/b] (facebook/vit-mae-large) or [b]file:PATH[/b], which the file names by its hash."
+        ),
+    ] = DEFAULTS.mae,
     work: Annotated[
         Path | None,
         typer.Option(
@@ -130,7 +146,7 @@ def encode(
     """
     options = EncodeOptions(
         keep, bins, drop, transform, bits, effort, size, resize, patch, features, method, alpha, normalize, bin_sizes,
-        seed,
+        mae, seed,
     )  # fmt: skip
     with _Stages() as stages:
         result = encode_folder(
@@ -172,9 +188,7 @@ def verify(file: Annotated[Path, typer.Argument(help="A .dqz file.")], as_json: 
 def export(
     file: Annotated[Path, typer.Argument(help="A .dqz file.")],
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    fill: Annotated[
-        Literal["mean", "none"], typer.Option(help="Dropped patches: the image's mean colour, or black.")
-    ] = "mean",
+    fill: Fill = "mae",
     as_json: Json = False,
 ) -> None:
     """Write the images of a .dqz file as PNGs, one folder a class."""
@@ -184,6 +198,24 @@ def export(
         _print_json({"images": count, "folder": str(folder)})
     else:
         out.print(f"{count:,} images in {_text(str(folder))}", highlight=False)
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A .dqz file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write, .png or .jpg.")],
+    index: Annotated[
+        list[int] | None, typer.Option(help="Sample to show; may be given several times.", show_default="eight of them")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="The folder that was encoded: shows the originals, and PSNR against them.")
+    ] = None,
+    fill: Fill = "mae",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture if it exists.")] = False,
+) -> None:
+    """Draw samples: original, kept patches and reconstruction, with bits, bin and PSNR."""
+    shown = show_file(file, output, index, source, fill, overwrite=overwrite)
+    out.print(f"{len(shown)} samples in {_text(str(output))}", highlight=False)
 
 
 @app.callback(invoke_without_command=True)
@@ -315,7 +347,7 @@ def _info_table(found: Info) -> Table:
     if isinstance(images, int) and isinstance(size, int):  # informative, so it may be anything
         table.add_row("of", f"{images:,}", f"images, {_bytes(size)}")
     table.add_row("images", f"{found.height} x {found.width} x {found.channels}", f"patches of {found.patch}")
-    table.add_row("kept patches", f"{found.kept_patches:.1%}", "")
+    table.add_row("kept patches", f"{found.kept_patches:.1%}", f"filled by {_text(found.mae)}" if found.mae else "")
     table.add_row("transform", found.transform, ", ".join(f"{bits} bits: {n:,}" for bits, n in found.bits.items()))
     table.add_row(
         "bytes",

@@ -22,12 +22,14 @@ from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct import coder
 from dqcodec.codec.dct.tables import Tables, default
 from dqcodec.container.reader import Reader
+from dqcodec.container.spec import MAE
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.patches import fill_mean, split, to_images, to_units
+from dqcodec.smooth import smooth
 
 Array = npt.NDArray[Any]
 
-FILLS = ("mean", "none")
+FILLS = ("smooth", "mean", "none")
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,12 @@ class DQZFile:
     def __iter__(self) -> Iterator[tuple[Array, int]]:
         return (self[index] for index in range(len(self)))
 
-    def images(self, indices: Sequence[int] | Array, fill: str = "mean") -> Array:
+    def images(self, indices: Sequence[int] | Array, fill: str = "smooth") -> Array:
         """Decode a batch.
 
             indices  n sample indices, negative ones count from the end
-            fill     dropped patches become the image's "mean" colour, or black ("none")
+            fill     dropped patches: "smooth", interpolated from the pixels around them; "mean", the image's mean
+                     colour; "none", black
             returns  uint8 (n, C, H, W)
 
         Raises IndexError, OptionError, or FormatError (ChecksumError) that names file and sample.
@@ -134,7 +137,23 @@ class DQZFile:
         if fill == "none" or mask.all():
             return images
         header = self.reader.header
-        return to_images(fill_mean(split(images, header.patch), mask), header.grid)
+        patches = split(images, header.patch)
+        if fill == "mean":
+            return to_images(fill_mean(patches, mask), header.grid)
+        filled = smooth(patches.astype(np.float32), mask, header.grid)
+        return to_images((filled + 0.5).clip(0, 255).astype(np.uint8), header.grid)
+
+    @property
+    def mae(self) -> tuple[str, str] | None:
+        """SHA-256 and name of the masked autoencoder that the file wants, or None."""
+        stated = self.reader.header.mae
+        return None if stated is None else (stated["sha256"], stated["name"])
+
+    @property
+    def mae_weights(self) -> bytes | None:
+        """That of the file itself, as safetensors; None where it is not in the file."""
+        weights = self.reader.columns.get(MAE)
+        return None if weights is None else weights.tobytes()
 
     def placed(self, indices: Sequence[int] | Array) -> tuple[Array, Array]:
         """Images uint8 (n, C, H, W) with dropped patches black, and the mask bool (n, P)."""

@@ -1,6 +1,6 @@
 """The encoder: an image folder goes in, a .dqz comes out.
 
-    read -> features -> bins -> sampling -> patch scores -> mask -> quantize -> pack -> write
+    read -> features -> bins -> sampling -> patch scores -> mask -> quantize -> pack -> fill -> write
 
 This module is the only place that knows that order. A stage that the options make needless does not run.
 """
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dqcodec import features
-from dqcodec.container.spec import Header
+from dqcodec.container.spec import MAE, MAX_NAME, Header
 from dqcodec.container.writer import Writer
 from dqcodec.errors import OptionError, OutputError
 from dqcodec.options import EncodeOptions
@@ -25,9 +25,13 @@ from dqcodec.selection import Selection
 from dqcodec.sources.folder import Folder, scan
 from dqcodec.stages.choose import choose, extract, keep_patches, make_bins, train_proxy
 from dqcodec.stages.code import Packer, pack_all, with_dct, with_pixel
+from dqcodec.stages.fill import train_mae, wanted_mae
 from dqcodec.stages.images import Images, look, read_all
 from dqcodec.stages.widths import set_widths
 from dqcodec.work import Work
+
+if TYPE_CHECKING:
+    from dqcodec.models.checkpoints import Checkpoint
 
 Array = npt.NDArray[Any]
 
@@ -106,6 +110,7 @@ def encode(
     with Writer(output, overwrite) as writer, Work(work, Path(output).parent) as saved:
         with run.stage("read"):
             images = look(folder, options, device, saved, run)
+            mae = wanted_mae(images) if images.drops else None
             if images.selects or images.needs_proxy:
                 images = read_all(images, run)
         proxy = selection = masks = None
@@ -133,14 +138,19 @@ def encode(
             pack = with_pixel(images)
         with run.stage("pack"):
             written, coded = pack_all(images, kept, masks, widths.bits, pack, writer, run)
+        if mae is not None and masks is not None and options.mae == "train":
+            with run.stage("mae"):
+                mae = train_mae(images, mae, kept[written], masks[written], widths.bits[written], pack, run)
         with run.stage("write"):
             kept, masks = kept[written], None if masks is None else masks[written]
             columns = {**_columns(images, kept, masks, selection), **coded, **pack.tables}
             if widths.distance is not None:
                 columns["distance"] = widths.distance[written]
+            if mae is not None and options.mae == "train":
+                columns[MAE] = np.frombuffer(mae.data, np.uint8)
             if saved.found:
                 run.notes.append(f"found in the work folder: {', '.join(saved.found)}")
-            header = writer.finish(_header(images, pack, run), columns)
+            header = writer.finish(_header(images, pack, mae, run), columns)
 
     return EncodeResult(
         Path(output), images.options, header, len(images), len(kept),
@@ -165,7 +175,7 @@ def _columns(images: Images, kept: Array, masks: Array | None, selection: Select
     return columns
 
 
-def _header(images: Images, packer: Packer, run: Run) -> Header:
+def _header(images: Images, packer: Packer, mae: Checkpoint | None, run: Run) -> Header:
     from PIL import __version__ as pillow
 
     from dqcodec import __version__
@@ -173,13 +183,18 @@ def _header(images: Images, packer: Packer, run: Run) -> Header:
     options = images.options
     about = {
         "source": {"images": len(images), "bytes": images.bytes, "skipped": len(run.skipped)},
-        "encode": {**asdict(options), "features": Path(options.features).name if images.selects else None},
+        "encode": {
+            **asdict(options),
+            "features": Path(options.features).name if images.selects else None,
+            "mae": options.mae if options.mae in ("small", "train") else mae and mae.name,
+        },
         "creator": f"dqcodec {__version__}, Pillow {pillow}",
     }
     size = images.size
     return Header(
         0, size, size, images.channels, images.patch, 1, images.folder.classes, images.transform, (images.transform,),
         parameters=packer.parameters, extra=about,
+        mae=None if mae is None else {"sha256": mae.sha256, "name": mae.name[-MAX_NAME:]},
     )  # fmt: skip
 
 

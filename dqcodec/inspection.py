@@ -40,6 +40,7 @@ class Info:
     kept_patches   share of the patches that are kept, 0..1
     bits           samples by bit width
     bins           what the selection did with each bin; empty where nothing was chosen
+    mae            the name of the masked autoencoder that the file wants; None where it names none
     source, encode what the header says about origin and options
     """
 
@@ -58,6 +59,7 @@ class Info:
     raw: int
     members: dict[str, int]
     per_class: dict[str, int]
+    mae: str | None
     source: dict[str, Any]
     encode: dict[str, Any]
     creator: str
@@ -101,6 +103,7 @@ def info(path: str | Path) -> Info:
             _bins(reader.columns),
             len(file) * header.channels * header.height * header.width, members,
             dict(zip(header.classes, per_class.tolist(), strict=True)),
+            None if header.mae is None else header.mae["name"],
             _table(header.extra, "source"), _table(header.extra, "encode"), str(header.extra.get("creator", "")),
             header.fingerprint,
         )  # fmt: skip

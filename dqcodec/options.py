@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,9 @@ class EncodeOptions:
     alpha     0..1, the weight of the importance with "adq"
     normalize features are divided by their L2 norm: the cosine GraphCut of the papers' public code
     bin_sizes "equal"; "geometric" as in that code: a bins-th of what remains for each, the rest for the last
+    mae       the masked autoencoder that brings dropped patches back: "small" (of this package), "train" (that one,
+              trained further on the set; its weights are stored in the file), "hf:OWNER/NAME" or "file:PATH" (the file
+              names it by its hash)
     seed      of every random choice
     """
 
@@ -59,6 +63,7 @@ class EncodeOptions:
     alpha: float = ALPHA
     normalize: bool = False
     bin_sizes: str = "equal"
+    mae: str = "small"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,3 +101,5 @@ class EncodeOptions:
         if self.patch is not None and not 1 <= self.patch <= MAX_SIDE:
             raise OptionError(f"patch: {self.patch}; allowed: 1 to {MAX_SIDE}")
         features.check(self.features)
+        if not isinstance(self.mae, str) or not re.fullmatch(r"small|train|(hf|file):.+", self.mae, re.S):
+            raise OptionError(f"mae: {self.mae!r}; allowed: small, train, hf:OWNER/NAME, file:PATH")

@@ -176,6 +176,10 @@ def read_root(members: Members) -> dict:
         bad = name in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]", name)
         require(not bad and 1 <= len(name.encode()) <= 255, f"class name {name!r}")
     require(re.fullmatch("[0-9a-f]{64}", entry(dqz, "fingerprint", str)) is not None, "bad fingerprint")
+    if "mae" in dqz:
+        mae = entry(dqz, "mae", dict)
+        require(re.fullmatch("[0-9a-f]{64}", entry(mae, "sha256", str)) is not None, "bad hash of 'mae'")
+        require(1 <= len(entry(mae, "name", str)) <= 255, "bad name of 'mae'")
     return dqz
 
 
@@ -220,6 +224,7 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         "tables/coefficient": ((None, 16), "uint16", 1, 4096),
         "tables/side": ((None, 16), "uint16", 1, 4096),
         "tables/rotation": ((None, 3), "uint8", 0, 255),
+        "mae/weights": ((None,), "uint8", 0, 255),
     }
     chunks = {name: f"{name}/c" + "/0" * len(known[name][0]) for name in known}
     there = {"length", "label", "bits", "scale", "checksum"}
@@ -238,6 +243,9 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         require(group.get("attributes", {}) == {}, "the group 'tables' has attributes")
     found = {name for name in there if name == "colour" or name.startswith("tables/")}
     require(found == expected, f"the columns {sorted(found)}, not {sorted(expected)}")
+    if "mae/weights" in there:
+        group = read_json(members, "mae/zarr.json", 64 * KIB, "group")
+        require(group.get("attributes", {}) == {}, "the group 'mae' has attributes")
     metas = {name: array_meta(members, name, *known[name][:2]) for name in known if name in there}
     total = sum(math.prod(sizes) * dtype.itemsize for dtype, sizes, _ in metas.values())
     require(total <= 16 * len(members["payload/c/0"][1]) + 64 * MIB, f"columns of {total} bytes")
@@ -250,6 +258,9 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         low, high = known[name][2:]
         values = columns[name][~np.isnan(columns[name])] if name in SCORES else columns[name]
         require(bool(((low <= values) & (values <= high)).all()), f"{name!r}: not {low} to {high}")
+    if "mae/weights" in columns:
+        digest = hashlib.sha256(columns["mae/weights"].tobytes()).hexdigest()
+        require(digest == dqz.get("mae", {}).get("sha256"), "mae/weights is not what 'mae' names")
     if "bin" in columns:
         bins, size, taken = (columns[name] for name in BINS)
         require(size.shape == taken.shape and size.shape[1] <= 65536, "bad number of bins")

@@ -111,6 +111,7 @@ class Reader:
             raise FormatError("bin, bins/size and bins/taken come together or not at all", member="bins")
         self._check_scores()
         self._check_transform()
+        self._check_mae()
         if "bin" in columns:
             self._check_group("bins")
             shape = columns["bins/size"].shape
@@ -161,6 +162,15 @@ class Reader:
                 raise FormatError(f"the column {name} {reason}", member=name)
         if own:
             self._check_group("tables")
+
+    def _check_mae(self) -> None:
+        """Weights in the file are those that the header names."""
+        if spec.MAE in self.columns:
+            self._check_group("mae")
+            found = hashlib.sha256(self.columns[spec.MAE].tobytes()).hexdigest()
+            stated = None if self.header.mae is None else self.header.mae["sha256"]
+            if found != stated:
+                raise FormatError(f"{spec.MAE}: SHA-256 {found}, zarr.json states {stated}", member=spec.MAE)
 
     def _check_group(self, name: str) -> None:
         group = spec.parse_json(self._member(f"{name}/zarr.json", spec.MAX_ARRAY_JSON), f"{name}/zarr.json")

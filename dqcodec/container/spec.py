@@ -25,6 +25,7 @@ VERSION = (1, 0)
 FEATURES = frozenset({"pixel", "dct"})  # the required features that this version reads
 
 ROOT = "zarr.json"
+HEXADECIMAL = "[0-9a-f]{64}"  # of a SHA-256
 PAYLOAD = "payload"
 
 MAX_MEMBERS = 4096
@@ -70,12 +71,14 @@ COLUMNS: Mapping[str, Column] = {
     "tables/coefficient": Column(2, ("uint16",), False),
     "tables/side": Column(2, ("uint16",), False),
     "tables/rotation": Column(2, ("uint8",), False),
+    "mae/weights": Column(1, ("uint8",), False),
 }
-GROUPS = ("bins", "tables")  # what comes before the slash of a column
+GROUPS = ("bins", "tables", "mae")  # what comes before the slash of a column
 DTYPES = ("uint8", "uint16", "uint32", "float32")
 SCORES = ("bins/rs", "bins/ds", "bins/is")
 TABLES = tuple(name for name in COLUMNS if name.startswith("tables/"))
 UNITS = (4, 8, 16)  # pixels a side of a unit of the transform dct
+MAE = "mae/weights"  # of the file's own masked autoencoder, as safetensors
 MAX_OFFSET = 31  # of a reconstruction point, in 64ths of a step
 
 
@@ -107,7 +110,7 @@ def smallest(values: npt.ArrayLike, dtypes: tuple[str, ...]) -> Array:
 
 
 _OWN = frozenset(
-    ("version", "requires", "samples", "image", "patch", "transform", "checksum_group", "classes", "fingerprint")
+    ("version", "requires", "samples", "image", "patch", "transform", "checksum_group", "classes", "fingerprint", "mae")
 )  # the entries of `dqz` that Header has as fields
 
 
@@ -124,6 +127,7 @@ class Header:
     transform       name of the codec
     parameters      of the transform; dct: unit, dependent, offset, tables
     requires        features that a reader must know
+    mae             "sha256" and "name" of the masked autoencoder that is meant to fill dropped patches, or None
     """
 
     samples: int
@@ -139,6 +143,7 @@ class Header:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     user: Mapping[str, Any] = field(default_factory=dict)
+    mae: Mapping[str, str] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -174,6 +179,7 @@ class Header:
             "checksum_group": self.checksum_group,
             "classes": list(self.classes),
             "fingerprint": self.fingerprint,
+            **({} if self.mae is None else {"mae": dict(self.mae)}),
             **self.extra,
         }
         root = {"zarr_format": 3, "node_type": "group", "attributes": {"dqz": dqz, "user": dict(self.user)}}
@@ -218,7 +224,7 @@ def parse_header(data: bytes) -> Header:
     classes = tuple(_strings(dqz, "classes"))
     check_classes(classes)
     fingerprint = _typed(dqz, "fingerprint", str)
-    if not re.fullmatch("[0-9a-f]{64}", fingerprint):
+    if not re.fullmatch(HEXADECIMAL, fingerprint):
         raise FormatError("zarr.json: fingerprint is not 64 hexadecimal digits", member=ROOT)
     samples = _integer(dqz, "samples", 1, MAX_SAMPLES)
     group = _integer(dqz, "checksum_group", 1, MAX_SAMPLES)
@@ -226,7 +232,20 @@ def parse_header(data: bytes) -> Header:
         samples, height, width, channels, patch, group, classes, name, requires, fingerprint, parameters,
         extra={key: value for key, value in dqz.items() if key not in _OWN},
         user=_typed(attributes, "user", dict) if "user" in attributes else {},
+        mae=_mae(_typed(dqz, "mae", dict)) if "mae" in dqz else None,
     )  # fmt: skip
+
+
+def _mae(value: Mapping[str, Any]) -> dict[str, str]:
+    """Which masked autoencoder a file wants: the hash of its weights, and what it is called."""
+    digest, name = _typed(value, "sha256", str), _typed(value, "name", str)
+    if not re.fullmatch(HEXADECIMAL, digest):
+        raise FormatError("zarr.json: the sha256 of mae is not 64 hexadecimal digits", member=ROOT)
+    if not 1 <= len(name) <= MAX_NAME:
+        raise FormatError(
+            f"zarr.json: the name of mae has {len(name)} characters; allowed: 1 to {MAX_NAME}", member=ROOT
+        )
+    return {"sha256": digest, "name": name}
 
 
 def _dct_parameters(transform: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ a batch at once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from dqcodec.codec import quantize
+from dqcodec.container.spec import MAE as MAE_COLUMN
 from dqcodec.decode import DQZFile, Kept, check_index
-from dqcodec.errors import OptionError
-from dqcodec.models.mae import MAE, load
+from dqcodec.errors import FormatError, OptionError
+from dqcodec.models import checkpoints
+from dqcodec.models.mae import MAE, join
+from dqcodec.models.mae import split as split_patches
+from dqcodec.smooth import smooth
 
 Array = npt.NDArray[Any]
 
-FILLS = ("mae", "mean", "none")
+FILLS = ("mae", "smooth", "mean", "none")
 
 
 class DQZDataset(Dataset[tuple[Any, Any]]):
@@ -36,8 +41,9 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         transform         called with each image; target_transform with each target
         device            where images are decoded to, "cpu" by default. Another device works in the process that uses
                           it: num_workers=0
-        fill              dropped patches: "mean" (the image's mean colour), "mae" (needs `mae`), "none" (black)
-        mae               the model for fill="mae": a safetensors file written by MAE.save, or an MAE
+        fill              dropped patches: "mae" (a masked autoencoder predicts them), "smooth" (interpolated from the
+                          pixels around them), "mean" (the image's mean colour), "none" (black)
+        mae               for fill="mae", another model than the file wants: "hf:OWNER/NAME", "file:PATH", or an MAE
 
         classes, class_to_idx, targets   as torchvision's ImageFolder has them; targets is an int64 array
 
@@ -52,25 +58,49 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         transform: Callable[[Tensor], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
         device: str | torch.device | None = None,
-        fill: str = "mean",
+        fill: str = "mae",
         mae: str | Path | MAE | None = None,
     ) -> None:
         if fill not in FILLS:
             raise OptionError(f"fill: {fill!r}; allowed: {', '.join(FILLS)}")
-        if (fill == "mae") != (mae is not None):
-            raise OptionError(
-                'fill: "mae" needs a model, and this version ships none: give mae="weights.safetensors"'
-                if mae is None
-                else f'mae: given with fill={fill!r}; only fill="mae" uses it'
-            )
+        if mae is not None and fill != "mae":
+            raise OptionError(f'mae: given with fill={fill!r}; only fill="mae" uses it')
         self.file = DQZFile(path)
         self.transform, self.target_transform = transform, target_transform
         self.device = torch.device(device or "cpu")
         self.fill = fill
-        self.mae = (mae if isinstance(mae, MAE) else load(mae)).to(self.device).eval() if mae is not None else None
+        self._source = mae
+        self._model: MAE | None = None
+        self._digest = ""  # of the weights, so that all processes use the same
+        if self.drops and fill == "mae":
+            header = self.file.reader.header  # what does not fit should be known now
+            self.mae.check((header.channels, header.height, header.width), header.patch)
         self.classes = list(self.file.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self.targets: Array = self.file.label.astype(np.int64)
+
+    @property
+    def drops(self) -> bool:
+        """Whether patches are dropped in the file."""
+        return "mask" in self.file.reader.columns
+
+    @property
+    def mae(self) -> MAE:
+        """The model that fills, on the dataset's device; loaded where it is first used in a process."""
+        if self._model is None:
+            source = self._source
+            if isinstance(source, MAE):
+                model = source
+            else:
+                found = mae_of(self.file) if source is None else checkpoints.load(source)
+                if self._digest not in ("", found.sha256):
+                    raise OptionError(f"mae: {source} was replaced by other weights while it was in use")
+                model, self._digest = found.model, found.sha256
+            self._model = copy.deepcopy(model).float().to(self.device).eval()  # one of the package is shared
+        return self._model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -93,11 +123,11 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
             images, mask = torch.from_numpy(decoded).to(self.device), torch.from_numpy(kept).to(self.device)
         else:
             images, mask = place(self.file.kept(indices), header.grid, self.device)
-        if self.fill != "none":
-            images = fill_mean(images, mask, header.patch)
-        if self.mae is not None:
-            images = self.mae.fill(images, mask)
-        return images
+        if not self.drops or self.fill == "none":
+            return images
+        if self.fill == "mae":
+            return self.mae.fill(images, mask, header.patch)
+        return (fill_smooth if self.fill == "smooth" else fill_mean)(images, mask, header.patch)
 
     def _sample(self, image: Tensor, target: int) -> tuple[Any, Any]:
         return (
@@ -139,3 +169,38 @@ def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
     grid = mask.reshape(n, 1, height // patch, width // patch)
     kept = grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     return torch.where(kept, images, colour[:, :, None, None])
+
+
+def fill_smooth(images: Tensor, mask: Tensor, patch: int) -> Tensor:
+    """Images (n, C, H, W) whose dropped patches are interpolated; DQZFile.images is the reference."""
+    grid = images.shape[2] // patch, images.shape[3] // patch
+    filled = smooth(split_patches(images.float(), patch), mask, grid)
+    return join((filled + 0.5).clamp(0, 255).to(torch.uint8), grid)
+
+
+def mae_of(file: DQZFile) -> checkpoints.Checkpoint:
+    """The masked autoencoder that a file wants: its own, one of this package, or one of a hub.
+
+    OptionError where it is to be had nowhere, FormatError where its own is damaged.
+    """
+    weights = file.mae_weights
+    if weights is not None:
+        try:
+            return checkpoints.from_bytes(weights, "mae/weights")
+        except OptionError as error:
+            raise FormatError(
+                f"{file.path}: {str(error).removeprefix('mae: ')}", path=file.path, member=MAE_COLUMN
+            ) from None
+    patch = file.reader.header.patch
+    if file.mae is None:  # a file that leaves it to its reader
+        return checkpoints.built_in(patch)
+    digest, name = file.mae
+    found = checkpoints.by_hash(digest)
+    if found is None and name in checkpoints.PUBLISHED:  # and no other place that a file may name
+        found = checkpoints.load(name)
+    if found is None or found.sha256 != digest:
+        raise OptionError(
+            f"mae: {file.path} wants the weights {name} with SHA-256 {digest[:16]}..., which are not here; give "
+            'mae="file:PATH" with them, or fill="smooth"'
+        )
+    return found

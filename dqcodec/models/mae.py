@@ -3,36 +3,56 @@
 Parameter names are those of the published checkpoints (`cls_token`, `pos_embed`, `patch_embed.proj`, `blocks.N`,
 `norm`, `decoder_embed`, `mask_token`, `decoder_pos_embed`, `decoder_blocks.N`, `decoder_norm`, `decoder_pred`).
 The encoder sees kept patches only.
+
+The small models of this package go beyond that layout in one place, `smooth`: they predict what is to be added to the
+smooth fill of the dropped patches (`decoder_smooth` shows it to the decoder), which a network of this size learns in
+minutes instead of days, and they take any grid.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqcodec.errors import OptionError
+from dqcodec.smooth import smooth
 
-MAX_FIELD, MAX_DEPTH = 1 << 14, 128
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Array = npt.NDArray[Any]
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what published weights are trained with
+WINDOW = 14  # patches a side that a small model looks at together
+MAX_ENLARGED = 8  # times that patches are enlarged for a network, at most
+BATCH_TOKENS = (1 << 13, 1 << 17)  # patches that are filled at once, on a CPU and on a GPU
 
 
 @dataclass(frozen=True)
 class MAEConfig:
-    """Image size and patch in pixels, channels, and the sizes of encoder and decoder."""
+    """Image size and patch in pixels, channels, sizes of encoder and decoder.
+
+    eps     of the layer norms
+    smooth  sweeps of the smooth fill to which the network predicts a difference; then `size` is only the one that it
+            was made for. 0: the published layout
+    """
 
     size: int = 224
     patch: int = 16
     channels: int = 3
     width: int = 192
-    depth: int = 6
+    depth: int = 4
     heads: int = 3
     decoder_width: int = 128
     decoder_depth: int = 2
     decoder_heads: int = 4
+    eps: float = 1e-6
+    smooth: int = 0
 
 
 class PatchEmbed(nn.Module):
@@ -56,148 +76,247 @@ class MAE(nn.Module):
         super().__init__()
         if config.size % config.patch:
             raise OptionError(f"mae: patch {config.patch} does not divide size {config.size}")
+        if config.width % 4 or config.decoder_width % 4:
+            raise OptionError(f"mae: widths {config.width} and {config.decoder_width}; allowed: multiples of 4")
         self.config = config
-        side = config.size // config.patch
+        values = config.patch**2 * config.channels
+        norm = partial(nn.LayerNorm, eps=config.eps)
+
+        def blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
+            made = (Block(width, heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))  # type: ignore[arg-type]
+            return nn.ModuleList(made)
+
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
-        self.pos_embed = nn.Parameter(position_embedding(config.width, side), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, 4.0, qkv_bias=True) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.blocks = blocks(config.width, config.depth, config.heads)
+        self.norm = norm(config.width)
         self.decoder_embed = nn.Linear(config.width, config.decoder_width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, config.decoder_width) * 0.02)
-        self.decoder_pos_embed = nn.Parameter(position_embedding(config.decoder_width, side), requires_grad=False)
-        self.decoder_blocks = nn.ModuleList(
-            Block(config.decoder_width, config.decoder_heads, 4.0, qkv_bias=True) for _ in range(config.decoder_depth)
-        )
-        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=1e-6)
-        self.decoder_pred = nn.Linear(config.decoder_width, config.patch**2 * config.channels)
+        self.decoder_blocks = blocks(config.decoder_width, config.decoder_depth, config.decoder_heads)
+        self.decoder_norm = norm(config.decoder_width)
+        self.decoder_pred = nn.Linear(config.decoder_width, values)
+        if config.smooth:
+            self.decoder_smooth = nn.Linear(values, config.decoder_width)
+            nn.init.zeros_(self.decoder_pred.weight)
+            nn.init.zeros_(self.decoder_pred.bias)
+        else:  # published weights bring their own
+            count = 1 + (config.size // config.patch) ** 2
+            self.pos_embed = nn.Parameter(torch.zeros(1, count, config.width), requires_grad=False)
+            self.decoder_pos_embed = nn.Parameter(torch.zeros(1, count, config.decoder_width), requires_grad=False)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
         """
-        x        float (N, C, H, W), normalised
+        patches  float (N, P, C, p, p), normalised; with `smooth` dropped ones hold the smooth fill
         mask     bool (N, P), true = kept, equally many in every row
+        grid     rows and columns of patches
         returns  float (N, P, p*p*C), predicted patches in the order row, column, channel
         """
-        tokens = self.patch_embed(x) + self.pos_embed[:, 1:]
-        n, patches, _ = tokens.shape
-        tokens = tokens[mask].reshape(n, -1, tokens.shape[2])
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(n, -1, -1)
-        z = torch.cat([cls, tokens], 1)  # (N, 1 + kept, width)
+        out: Tensor = self.decoder_pred(self.decoder_norm(self._decoded(patches, mask, grid)))
+        return out + by_pixel(patches) if self.config.smooth else out
+
+    def predict(self, patches: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The rows of `forward` that belong to dropped patches, in their order: float (N, dropped, p*p*C)."""
+        dropped = places(~mask)
+        z = take(self._decoded(patches, mask, grid), dropped)
+        out: Tensor = self.decoder_pred(self.decoder_norm(z))
+        return out + by_pixel(take(patches, dropped)) if self.config.smooth else out
+
+    def _decoded(self, patches: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What the last decoder block says of each patch, float (N, P, decoder width)."""
+        kept, dropped = places(mask), places(~mask)
+        pos, decoder_pos = self._positions(grid, patches)
+        embed = self.patch_embed.proj
+        tokens = F.linear(take(patches, kept).flatten(2), embed.weight.flatten(1), embed.bias)
+        tokens = tokens + pos[0, 1:][kept]
+        z = torch.cat([(self.cls_token + pos[:, :1]).expand(len(mask), -1, -1), tokens], 1)  # (N, 1 + kept, width)
         for block in self.blocks:
             z = block(z)
         z = self.decoder_embed(self.norm(z))
-        full = self.mask_token.expand(n, patches, -1).to(z.dtype).clone()
-        full[mask] = z[:, 1:].flatten(0, 1)
-        z = torch.cat([z[:, :1], full], 1) + self.decoder_pos_embed
+
+        blank = self.mask_token.to(z.dtype).expand(*dropped.shape, -1)
+        if self.config.smooth:
+            blank = blank + self.decoder_smooth(by_pixel(take(patches, dropped)))
+        order = torch.cat([kept, dropped], 1).argsort(dim=1)
+        z = torch.cat([z[:, :1], take(torch.cat([z[:, 1:], blank], 1), order)], 1) + decoder_pos
         for block in self.decoder_blocks:
             z = block(z)
-        out: Tensor = self.decoder_pred(self.decoder_norm(z))[:, 1:]
-        return out
-
-    def loss(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error over the dropped patches."""
-        error = (self(x, mask) - patchify(x, self.config.patch)) ** 2
-        out: Tensor = error[~mask].mean()
-        return out
+        return z[:, 1:]
 
     @torch.no_grad()
-    def fill(self, images: Tensor, mask: Tensor) -> Tensor:
+    def fill(self, images: Tensor, mask: Tensor, patch: int) -> Tensor:
         """Dropped patches predicted from the kept ones, which stay as they are.
 
-            images   uint8 (N, C, H, W)
+            images   uint8 (N, C, H, W), C = 1 or 3; what dropped patches hold does not matter
             mask     bool (N, P), true = kept, at least one in each row
+            patch    side of a patch in pixels
             returns  uint8 (N, C, H, W)
 
-        Raises OptionError where the images do not fit this model.
+        On a GPU the network computes in bfloat16. Raises OptionError where images and mask do not fit each other or
+        this model.
         """
-        config = self.config
-        if (
-            images.shape[1:] != (config.channels, config.size, config.size)
-            or mask.shape[1] != (config.size // config.patch) ** 2
-        ):
+        self.check(tuple(images.shape[1:]), patch)
+        grid = images.shape[2] // patch, images.shape[3] // patch
+        if mask.shape != (len(images), grid[0] * grid[1]):
             raise OptionError(
-                f"mae: it is for {config.channels} x {config.size} x {config.size} images, patch {config.patch}; "
-                f"these are {' x '.join(map(str, images.shape[1:]))} with {mask.shape[1]} patches"
+                f"mask: {tuple(mask.shape)}; these are {len(images)} images with {grid[0] * grid[1]} patches of {patch}"
             )
-        mean, std = (torch.tensor(v, device=images.device)[: config.channels, None, None] * 255 for v in (_MEAN, _STD))
-        out = images.clone()
-        kept = mask.sum(1)
-        for count in sorted(set(kept.tolist())):  # rows of equally many kept patches go together
-            rows = (kept == count).nonzero()[:, 0]
-            if count == mask.shape[1]:
-                continue
-            predicted = self((images[rows].float() - mean) / std, mask[rows])
-            pixels = unpatchify(predicted, config.patch, config.channels) * std + mean
-            pixels = pixels.round().clamp(0, 255).to(torch.uint8)
-            whole = unpatchify(
-                mask[rows][:, :, None].expand(-1, -1, config.patch**2 * config.channels), config.patch, config.channels
-            )
-            out[rows] = torch.where(whole, images[rows], pixels)
+        if not bool(mask.any(1).all()):
+            raise OptionError(f"mask: image {int((~mask.any(1)).nonzero()[0])} keeps no patch; at least one is needed")
+        gaps = (~mask.all(1)).nonzero()[:, 0]
+        if not len(gaps):
+            return images
+        tokens = BATCH_TOKENS[images.device.type == "cuda"]
+        out: Tensor = images.clone()
+        for rows in gaps.split(max(1, tokens // mask.shape[1])):
+            found = self._filled(images[rows].float(), mask[rows], grid, patch)
+            out[rows] = torch.where(whole(mask[rows], grid, patch), images[rows], found)
         return out
 
-    def save(self, path: str | Path) -> None:
-        """Weights and configuration as safetensors."""
-        from safetensors.torch import save_file
+    def check(self, shape: tuple[int, ...], patch: int) -> None:
+        """Raise OptionError where images (C, H, W) with such patches do not fit this model; small ones take any."""
+        config = self.config
+        if patch < 1 or shape[1] % patch or shape[2] % patch:
+            raise OptionError(f"patch: {patch} does not divide {shape[1]} x {shape[2]}")
+        if config.smooth and config.patch > MAX_ENLARGED * patch:
+            raise OptionError(
+                f"mae: it is for patches of {config.patch}; these have {patch}, which would be enlarged too far"
+            )
+        if not config.smooth and (shape[1:] != (config.size, config.size) or patch != config.patch):
+            raise OptionError(
+                f"mae: it is for images of {config.size} x {config.size} with patches of {config.patch}; "
+                f"these are {shape[1]} x {shape[2]} with patches of {patch}"
+            )
 
-        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(tensors, path, {"dqcodec.mae": json.dumps(asdict(self.config))})
+    def _filled(self, images: Tensor, mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+        """uint8 (N, C, H, W) with all patches as the network has them, from float images."""
+        channels = images.shape[1]
+        patches = split(images.expand(-1, self.config.channels, -1, -1), patch)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+            if self.config.smooth:
+                found = self._corrected(smooth(patches, mask, grid, self.config.smooth), mask, grid, patch)
+            else:
+                centre, spread = (patches.new_tensor(v).reshape(1, 1, -1, 1, 1) * 255 for v in (_MEAN, _STD))
+                found = join(self._complete((patches - centre) / spread, mask, grid) * spread + centre, grid)
+        found = found if channels == found.shape[1] else found.mean(1, keepdim=True)
+        filled: Tensor = found.nan_to_num().round().clamp(0, 255).to(torch.uint8)
+        return filled
+
+    def _corrected(self, filled: Tensor, mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+        """Images from patches with the smooth fill, to which the network's difference is added.
+
+        Patches of another side than the network's are looked at resized, and the difference is resized back.
+        """
+        images = join(filled, grid)
+        x, _, spread = prepare(self.native(images, grid, patch))
+        difference = join((self._complete(x, mask, grid) - x) * spread, grid)
+        return images + (difference if patch == self.config.patch else resize(difference, images.shape[2:]))
+
+    def native(self, images: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+        """Patches of the model's own side, float (N, P, C, p, p), from float images whose holes are filled somehow."""
+        side = self.config.patch
+        return split(images if patch == side else resize(images, (grid[0] * side, grid[1] * side)), side)
+
+    def _complete(self, patches: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Normalised patches, the dropped ones predicted; rows of equally many kept patches go together."""
+        out = patches.clone()
+        for index, shape in windows(grid, WINDOW if self.config.smooth else max(grid)):
+            index = index.to(mask.device)
+            kept = mask[:, index]
+            counts = kept.sum(1)
+            for count in counts.unique().tolist():
+                if count == len(index):
+                    continue
+                rows = (counts == count).nonzero()[:, 0]
+                seen = patches if len(rows) == len(patches) else patches.index_select(0, rows)
+                seen = seen if shape == grid else seen.index_select(1, index)
+                predicted = self.predict(seen, kept[rows], shape)
+                where = index[places(~kept[rows])]
+                out[rows[:, None], where] = by_channel(predicted.to(out.dtype), self.config.patch)
+        return out
+
+    def _positions(self, grid: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.config.smooth:
+            return self.pos_embed, self.decoder_pos_embed
+        widths = self.config.width, self.config.decoder_width
+        first, second = (torch.from_numpy(position_embedding(width, *grid)).to(like) for width in widths)
+        return first, second
 
 
-def load(path: str | Path) -> MAE:
-    """A model written by `MAE.save`; OptionError where the file is missing, damaged or of another architecture."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("dqcodec.mae", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise OptionError(f"mae: cannot read {path}: {error}", path=path) from None
-    names = {field.name for field in fields(MAEConfig)}
-    if (
-        not isinstance(about, dict)
-        or set(about) != names
-        or not all(isinstance(v, int) and v > 0 for v in about.values())
-    ):
-        raise OptionError(f"mae: {path} holds no dqcodec MAE configuration", path=path)
-    if max(about.values()) > MAX_FIELD or about["depth"] + about["decoder_depth"] > MAX_DEPTH:
-        raise OptionError(f"mae: {path}: sizes up to {MAX_FIELD} and {MAX_DEPTH} blocks are allowed", path=path)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise OptionError(f"mae: {path} holds weights that are not finite", path=path)
-    try:
-        with torch.device("meta"):  # nothing is allocated before the shapes are known to be those of the weights
-            model = MAE(MAEConfig(**about))
-        model.load_state_dict(tensors, assign=True)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(
-            f"mae: the weights in {path} do not fit their configuration: {str(error)[:300]}", path=path
-        ) from None
-    return model.eval()
+def prepare(filled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a small model is shown: patches with the smooth fill, float (N, P, C, p, p), 0..255, normalised by the mean
+    and the deviation of each image; and these two, float (N, 1, 1, 1, 1)."""
+    centre = filled.mean((1, 2, 3, 4), keepdim=True)
+    spread = filled.std((1, 2, 3, 4), keepdim=True) + 8
+    return (filled - centre) / spread, centre, spread
 
 
-def patchify(x: Tensor, patch: int) -> Tensor:
-    """(N, C, H, W) -> (N, P, p*p*C) in the order row, column, channel."""
-    n, c, h, w = x.shape
-    x = x.reshape(n, c, h // patch, patch, w // patch, patch)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(n, -1, patch * patch * c)
+def places(mask: Tensor) -> Tensor:
+    """int64 (N, k): where each row of a mask is true; k in every row."""
+    return mask.nonzero()[:, 1].reshape(len(mask), -1) if len(mask) else mask.new_zeros((0, 0), dtype=torch.int64)
 
 
-def unpatchify(x: Tensor, patch: int, channels: int) -> Tensor:
-    """The inverse of `patchify` for square images."""
-    n, patches, _ = x.shape
-    side = int(patches**0.5)
-    x = x.reshape(n, side, side, patch, patch, channels)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(n, channels, side * patch, side * patch)
+def take(x: Tensor, where: Tensor) -> Tensor:
+    """Rows of each sample: x (N, P, ...), where int64 (N, k) -> (N, k, ...)."""
+    n, count = x.shape[:2]
+    flat = (where + count * torch.arange(n, device=x.device)[:, None]).flatten()
+    return x.flatten(0, 1).index_select(0, flat).reshape(*where.shape, *x.shape[2:])
 
 
-def position_embedding(width: int, side: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine embedding, float (1, 1 + side^2, width), zero for the class token."""
-    if width % 4:
-        raise OptionError(f"mae: width {width}; allowed: multiples of 4")
-    omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    position = torch.arange(side, dtype=torch.float64)[:, None] * omega  # (side, width / 4)
-    axis = torch.cat([position.sin(), position.cos()], 1)  # (side, width / 2)
-    columns = axis[None].expand(side, -1, -1)
-    rows = axis[:, None].expand(-1, side, -1)
-    grid = torch.cat([columns, rows], 2).reshape(side * side, width)
-    return torch.cat([torch.zeros(1, width, dtype=torch.float64), grid])[None].float()
+def by_pixel(patches: Tensor) -> Tensor:
+    """(N, P, C, p, p) -> (N, P, p*p*C) in the order row, column, channel."""
+    return patches.permute(0, 1, 3, 4, 2).flatten(2)
+
+
+def by_channel(pixels: Tensor, patch: int) -> Tensor:
+    """The inverse of `by_pixel`."""
+    out: Tensor = pixels.unflatten(2, (patch, patch, -1)).permute(0, 1, 4, 2, 3)
+    return out
+
+
+def windows(grid: tuple[int, int], most: int) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """The patch grid cut into windows of at most `most` patches a side: places int64 (k,), rows and columns of each."""
+    number = torch.arange(grid[0] * grid[1]).reshape(grid)
+    for rows in number.tensor_split(-(-grid[0] // most), 0):
+        for window in rows.tensor_split(-(-grid[1] // most), 1):
+            yield window.flatten(), (window.shape[0], window.shape[1])
+
+
+def resize(images: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(images, list(size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def whole(mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """The mask bool (N, P) for each pixel, bool (N, 1, H, W)."""
+    return mask.reshape(-1, 1, *grid).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+
+
+def split(images: Tensor, patch: int) -> Tensor:
+    """(N, C, H, W) -> (N, P, C, p, p), patches in row-major order."""
+    n, c, h, w = images.shape
+    blocks = images.reshape(n, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(n, (h // patch) * (w // patch), c, patch, patch)
+
+
+def join(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `split`."""
+    n, _, c, p, _ = patches.shape
+    blocks = patches.reshape(n, *grid, c, p, p).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(n, c, grid[0] * p, grid[1] * p)
+
+
+@lru_cache(64)
+def position_embedding(width: int, rows: int, columns: int) -> Array:
+    """Fixed sine-cosine embedding of a grid, float32 (1, 1 + rows * columns, width), zero for the class token.
+
+    The first half is of the column, the second of the row; width is a multiple of 4.
+    """
+    omega = 1 / 10000 ** (np.arange(width // 4) / (width // 4))
+
+    def axis(count: int) -> Array:
+        angle = np.arange(count)[:, None] * omega
+        return np.concatenate([np.sin(angle), np.cos(angle)], 1)  # (count, width / 2)
+
+    across = np.broadcast_to(axis(columns)[None], (rows, columns, width // 2))
+    down = np.broadcast_to(axis(rows)[:, None], (rows, columns, width // 2))
+    grid = np.concatenate([across, down], 2).reshape(-1, width)
+    return np.concatenate([np.zeros((1, width)), grid])[None].astype(np.float32)

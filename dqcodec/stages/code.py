@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.codec import pixel, quantize
-from dqcodec.codec.dct.coder import Format
+from dqcodec.codec.dct.coder import Format, decode
 from dqcodec.container.spec import unpack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.errors import SourceError
 from dqcodec.parallel import ordered_map
-from dqcodec.patches import to_patches, to_units
+from dqcodec.patches import to_images, to_patches, to_units
 from dqcodec.run import Run
 from dqcodec.stages.images import Images, attempt, check_any
 
@@ -34,11 +34,13 @@ class Packer:
     """How one image becomes bytes.
 
     pack        from uint8 (H, W, C), the mask bool (P,) and the width in bits: payload and the sample's columns
+    unpack      from payloads, masks bool (n, P) and columns: uint8 (n, C, H, W), dropped patches black
     parameters  of the transform, for the header
     tables      columns that are the same for all samples
     """
 
     pack: Callable[[Array, Array, float], tuple[bytes, dict[str, int]]]
+    unpack: Callable[[list[bytes], Array, dict[str, Array]], Array]
     parameters: dict[str, Any]
     tables: dict[str, Array]
 
@@ -48,7 +50,14 @@ def with_pixel(images: Images) -> Packer:
         levels, scale = quantize.quantize(to_patches(pixels, images.patch)[mask], int(bits))
         return pixel.encode(levels, int(bits)), {"bits": int(bits), "scale": scale}
 
-    return Packer(pack, {}, {})
+    def unpack(payloads: list[bytes], masks: Array, columns: dict[str, Array]) -> Array:
+        patches = np.zeros((*masks.shape, images.channels, images.patch, images.patch), np.uint8)
+        for k, payload in enumerate(payloads):
+            levels = pixel.decode(payload, (int(masks[k].sum()), *patches.shape[2:]), int(columns["bits"][k]))
+            patches[k, masks[k]] = quantize.dequantize(levels, columns["scale"][k])
+        return to_images(patches, images.grid)
+
+    return Packer(pack, unpack, {}, {})
 
 
 def with_dct(images: Images, kept: Array, masks: Array | None, bits: Array, run: Run) -> Packer:
@@ -66,12 +75,16 @@ def with_dct(images: Images, kept: Array, masks: Array | None, bits: Array, run:
         columns = {"bits": round(bits), "scale": q}
         return payload, columns | {"colour": colour} if channels == 3 else columns
 
+    def unpack(payloads: list[bytes], masks: Array, columns: dict[str, Array]) -> Array:
+        units = np.stack([_units(images, mask) for mask in masks])
+        return decode(encoder.form, payloads, units, columns["scale"], columns.get("colour"))
+
     parameters = {
         "unit": tables.unit, "dependent": tables.dependent, "offset": tables.offset.tolist(),
         "tables": "file" if own else DEFAULT,
     }  # fmt: skip
     names = ["context", "coefficient", "side"] + ["rotation"] * (channels == 3)
-    return Packer(pack, parameters, {f"tables/{name}": getattr(tables, name) for name in names} if own else {})
+    return Packer(pack, unpack, parameters, {f"tables/{name}": getattr(tables, name) for name in names} if own else {})
 
 
 def _units(images: Images, mask: Array) -> Array:
@@ -132,12 +145,13 @@ def _sample(images: Images, kept: Array, masks: Array | None, run: Run) -> list[
     read = attempt(lambda place: images.pixels(int(images.usable[kept[place]])))
     for place, pixels in zip(chosen, ordered_map(read, chosen, run.workers), strict=True):
         if not isinstance(pixels, SourceError):
-            found.append((place, pixels, _units(images, _mask(images, masks, place))))
+            found.append((place, pixels, _units(images, mask_of(images, masks, place))))
         run.progress("tables", len(found), 4 * len(chosen))
     return found
 
 
-def _mask(images: Images, masks: Array | None, position: int) -> Array:
+def mask_of(images: Images, masks: Array | None, position: int) -> Array:
+    """Patches that the image in this place of `kept` keeps, bool (P,)."""
     patches = images.grid[0] * images.grid[1]
     return np.ones(patches, bool) if masks is None else unpack_mask(masks[position], patches)
 
@@ -149,7 +163,7 @@ def pack_all(
     chosen = images.usable[kept]
 
     def pack(position: int) -> tuple[bytes, dict[str, int]]:
-        mask = _mask(images, masks, position)
+        mask = mask_of(images, masks, position)
         return packer.pack(images.pixels(int(chosen[position])), mask, float(bits[position]))
 
     written, rows = [], []

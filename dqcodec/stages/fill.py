@@ -1,0 +1,108 @@
+"""fill: which masked autoencoder brings the dropped patches of the file back, where need be one trained on the set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.parallel import ordered_map
+from dqcodec.run import Run
+from dqcodec.smooth import smooth
+from dqcodec.stages.code import Packer, mask_of
+from dqcodec.stages.images import Images
+
+if TYPE_CHECKING:
+    from dqcodec.models.checkpoints import Checkpoint
+    from dqcodec.models.mae import MAE
+    from dqcodec.models.training import Batch
+
+Array = npt.NDArray[Any]
+
+TRAINING_PATCHES = 2_000_000  # that `train` looks at, dropped and kept: a few minutes on two cores
+STEP_PATCHES = 8192  # of one step
+MAX_STEPS = 500
+RATE = 0.3  # of the learning rates that the small models were made with
+
+
+def wanted_mae(images: Images) -> Checkpoint:
+    """The weights that the options name; for "train" those that the training begins with.
+
+    Raises OptionError where they cannot be had, or are for other images.
+    """
+    from dqcodec.models import checkpoints
+
+    source = images.options.mae
+    found = checkpoints.built_in(images.patch) if source in ("small", "train") else checkpoints.load(source)
+    found.model.check((images.channels, images.size, images.size), images.patch)
+    return found
+
+
+def train_mae(
+    images: Images, start: Checkpoint, kept: Array, masks: Array, bits: Array, packer: Packer, run: Run
+) -> Checkpoint:
+    """The small model, trained further on the kept images as the file gives them, with the patches that it drops.
+
+    kept   int64 (n,), places among the usable images
+    masks  uint8 (n, ceil(P/8)), packed
+    """
+    import copy
+
+    from dqcodec.models import checkpoints
+    from dqcodec.models.training import fit
+
+    patches = images.grid[0] * images.grid[1]
+    batch = max(1, min(128, STEP_PATCHES // patches))  # of few images some come twice
+    steps = max(1, min(MAX_STEPS, TRAINING_PATCHES // (batch * patches)))
+    model = copy.deepcopy(start.model).to(images.place)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("pos_embed" not in name)
+    shown = _batches(images, model, kept, masks, bits, packer, batch, run)
+    for step, _ in enumerate(fit(model, shown, steps, RATE)):
+        run.progress("mae", step + 1, steps)
+    return checkpoints.from_bytes(checkpoints.to_bytes(model), f"{start.name}, trained on the set")
+
+
+def _batches(
+    images: Images, model: MAE, kept: Array, masks: Array, bits: Array, packer: Packer, size: int, run: Run
+) -> Iterator[Batch]:
+    """Endless batches of random kept images; of large grids a window."""
+    import torch
+
+    from dqcodec.models.mae import WINDOW, join, split
+    from dqcodec.models.training import Batch
+
+    rng, grid = np.random.default_rng(images.options.seed), images.grid
+
+    def read(place: int) -> tuple[Array, Array, bytes, dict[str, int]]:
+        pixels, mask = images.pixels(int(images.usable[kept[place]])), mask_of(images, masks, place)
+        return pixels, mask, *packer.pack(pixels, mask, float(bits[place]))
+
+    while True:
+        found = list(ordered_map(read, rng.integers(0, len(kept), size).tolist(), run.workers))
+        mask = np.stack([row[1] for row in found])
+        columns = {name: np.array([row[3][name] for row in found]) for name in found[0][3]}
+        seen = packer.unpack([row[2] for row in found], mask, columns)
+        target = np.stack([row[0] for row in found]).transpose(0, 3, 1, 2)
+        there = torch.from_numpy(mask).to(images.place)
+        whole = torch.from_numpy(np.ascontiguousarray(target)).to(images.place).float().expand(-1, 3, -1, -1)
+        holes = split(torch.from_numpy(seen).to(images.place).float().expand(-1, 3, -1, -1), images.patch)
+        shown = [model.native(x, grid, images.patch) for x in (join(smooth(holes, there, grid), grid), whole)]
+        window = [slice(start, start + WINDOW) for start in rng.integers(0, np.maximum(1, np.array(grid) - WINDOW + 1))]
+        index = np.arange(mask.shape[1]).reshape(grid)[*window]
+        rows = np.flatnonzero(mask[:, index.ravel()].any(1))
+        if len(rows):
+            even = torch.from_numpy(_even(mask[rows][:, index.ravel()], rng)).to(images.place)
+            seen_rows, target_rows = (part[rows][:, index.ravel()] for part in shown)
+            yield Batch(seen_rows, target_rows, even, index.shape)
+
+
+def _even(mask: Array, rng: np.random.Generator) -> Array:
+    """The mask with further patches dropped at random, so that all rows keep equally many, and not all."""
+    least = min(int(mask.sum(1).min()), mask.shape[1] - 1)
+    order = np.argsort(-(rng.random(mask.shape) + mask), 1)
+    out = np.zeros_like(mask)
+    np.put_along_axis(out, order[:, :least], True, 1)
+    return out
