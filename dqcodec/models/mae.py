@@ -111,18 +111,19 @@ class MAE(nn.Module):
         grid     rows and columns of patches
         returns  float (N, P, p*p*C), predicted patches in the order row, column, channel
         """
-        out: Tensor = self.decoder_pred(self.decoder_norm(self._decoded(patches, mask, grid)))
+        z = self.decoder_blocks[-1](self._decoded(patches, mask, grid))[:, 1:]
+        out: Tensor = self.decoder_pred(self.decoder_norm(z))
         return out + by_pixel(patches) if self.config.smooth else out
 
     def predict(self, patches: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
         """The rows of `forward` that belong to dropped patches, in their order: float (N, dropped, p*p*C)."""
         dropped = places(~mask)
-        z = take(self._decoded(patches, mask, grid), dropped)
+        z = some(self.decoder_blocks[-1], self._decoded(patches, mask, grid), dropped + 1)
         out: Tensor = self.decoder_pred(self.decoder_norm(z))
         return out + by_pixel(take(patches, dropped)) if self.config.smooth else out
 
     def _decoded(self, patches: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        """What the last decoder block says of each patch, float (N, P, decoder width)."""
+        """What the last decoder block is given: the class token and each patch, float (N, 1 + P, decoder width)."""
         kept, dropped = places(mask), places(~mask)
         pos, decoder_pos = self._positions(grid, patches)
         embed = self.patch_embed.proj
@@ -138,9 +139,9 @@ class MAE(nn.Module):
             blank = blank + self.decoder_smooth(by_pixel(take(patches, dropped)))
         order = torch.cat([kept, dropped], 1).argsort(dim=1)
         z = torch.cat([z[:, :1], take(torch.cat([z[:, 1:], blank], 1), order)], 1) + decoder_pos
-        for block in self.decoder_blocks:
+        for block in self.decoder_blocks[:-1]:
             z = block(z)
-        return z[:, 1:]
+        return z
 
     @torch.no_grad()
     def fill(self, images: Tensor, mask: Tensor, patch: int) -> Tensor:
@@ -240,6 +241,27 @@ class MAE(nn.Module):
         widths = self.config.width, self.config.decoder_width
         first, second = (torch.from_numpy(position_embedding(width, *grid)).to(like) for width in widths)
         return first, second
+
+
+def some(block: Any, z: Tensor, where: Tensor) -> Tensor:
+    """Rows of what a transformer block makes of z (N, T, width), which look at all others: where int64 (N, k) ->
+    (N, k, width)."""
+    attention, width = block.attn, z.shape[2]
+
+    def heads(tokens: Tensor, part: slice) -> Tensor:
+        weight, bias = attention.qkv.weight[part], attention.qkv.bias[part]
+        out: Tensor = F.linear(tokens, weight, bias).unflatten(
+            2, (-1, attention.num_heads, width // attention.num_heads)
+        )
+        return out
+
+    seen = block.norm1(z)
+    query = heads(take(seen, where), slice(width))[:, :, 0].transpose(1, 2)
+    key, value = heads(seen, slice(width, None)).permute(2, 0, 3, 1, 4).unbind(0)
+    found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    rows = take(z, where) + attention.proj(found)
+    out: Tensor = rows + block.mlp(block.norm2(rows))
+    return out
 
 
 def prepare(filled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
