@@ -57,7 +57,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 def encode(
     source: Annotated[Path, typer.Argument(help="Folder with one folder a class: SOURCE/<class>/<image>.")],
     output: Annotated[Path, typer.Argument(help="The .dqz file to write.")],
-    keep: Annotated[float, typer.Option(help="Share of the images to keep, 0 < keep <= 1.")] = DEFAULTS.keep,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="Share of the images to keep, 0 < keep <= 1; [b]auto[/b]: as many as fit --target-size at --bits."
+        ),
+    ] = str(DEFAULTS.keep),
     bins: Annotated[
         int | None, typer.Option(help="Bins a class.", show_default="10, at most one an image")
     ] = DEFAULTS.bins,
@@ -91,6 +96,14 @@ def encode(
             "fractions. [b]4[/b]: of all images; [b]auto:4[/b]: by image, where the gradients of the proxy suffer "
             "most, with this mean; [b]rank:4[/b]: one more or less for the most and least sensitive quarter.",
             show_default="4 with dct, 6 with pixel",
+        ),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Bytes of the file at most, and at least 97% of them: 2GB, 500MiB, or 0.1x of the source files. The "
+            "bits follow from it (--bits auto or rank, without a number, says how they differ by image), or the share "
+            "of the images (--keep auto)."
         ),
     ] = None,
     effort: Annotated[
@@ -145,8 +158,8 @@ def encode(
     --keep 1 --drop 0 keeps everything and trains no network.
     """
     options = EncodeOptions(
-        keep, bins, drop, transform, bits, effort, size, resize, patch, features, method, alpha, normalize, bin_sizes,
-        mae, seed,
+        _share(keep), bins, drop, transform, bits, target_size, effort, size, resize, patch, features, method, alpha,
+        normalize, bin_sizes, mae, seed,
     )  # fmt: skip
     with _Stages() as stages:
         result = encode_folder(
@@ -246,6 +259,13 @@ def main() -> None:
         _fail("interrupted; nothing was left behind", 130)
 
 
+def _share(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _fail(message: str, status: int) -> None:
     err.print(f"[red]Error:[/red] {_text(message)}", highlight=False, soft_wrap=True)
     sys.exit(status)
@@ -277,7 +297,7 @@ class _Stages:
         if self._bars:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, total=total)
-            self._bars.update(self._tasks[stage], completed=done)
+            self._bars.update(self._tasks[stage], completed=done, total=total)
             return
         now = time.monotonic()
         start = self._started.setdefault(stage, now)

@@ -19,20 +19,46 @@ from dqcodec.sources.images import RESIZES
 DEFAULT_BINS = 10
 DEFAULT_BITS = {"dct": 4.0, "pixel": 6.0}
 TRANSFORMS = ("dct", "pixel")
+AUTO = "auto"
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{binary}b": (1024 if binary else 1000) ** power
+    for power, letter in enumerate("kmgt", 1)
+    for binary in ("", "i")
+}
+
+
+def target_bytes(text: int | str, source: int) -> int:
+    """Bytes of a `target_size`: 2_000_000, "2MB", "1.5GiB", or "0.1x" of so many `source` bytes.
+
+    Raises OptionError where it is none of these, or not above 0.
+    """
+    found = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)\s*", str(text), re.IGNORECASE)
+    number, unit = found.groups() if found and not isinstance(text, bool) else ("0", "")
+    factor = source if unit.lower() == "x" else _UNITS.get(unit.lower(), 0)
+    size = int(min(float(number), 1e15) * factor)
+    if size < 1 and (unit.lower() != "x" or not float(number)):
+        raise OptionError(
+            f"target_size: {text!r}; allowed: bytes above 0, as in 2GB, 500MiB, 120000, or 0.1x of the source"
+        )
+    return size
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
     """What decides the content of the file; the file stores it.
 
-    keep      share of the samples that are kept, 0 < keep <= 1
+    keep      share of the samples that are kept, 0 < keep <= 1; "auto": as many as fit the target size at these bits
     bins      bins a class; None: 10, or as many as there are images
     drop      share of the patches dropped of each image, 0 <= drop < 1
     transform "dct" (smaller), "pixel" (the papers' own); None: dct at 32 pixels and up
     bits      nominal width of a value, 2..8: a step of 2^(8 - bits) grey levels. 6 or "6": of all samples; "auto:6": by
               sample, where it makes least difference to gradients, with this mean; "rank:6": one bit more or less for
               the samples with the largest and smallest difference. None: 4 with dct, 6 with pixel, which takes whole
-              bits only
+              bits only. "fixed", "auto", "rank": that number, or the one that the target size leaves
+    target_size
+              bytes of the file at most, and at least 97% of them: 2_000_000_000, "2GB", "500MiB", or "0.1x" of the
+              source files. The number of bits follows from it; with keep "auto" the share that is kept, and the bits
+              only as far as that leaves a rest. None: whatever the other options give
     effort    "fast", "default" or "best": how long dct searches
     size      pixels a side; None: as the data, at most 224
     resize    how other shapes become square: "squash", "crop" or "pad"
@@ -49,11 +75,12 @@ class EncodeOptions:
     seed      of every random choice
     """
 
-    keep: float = 0.6
+    keep: float | str = 0.6
     bins: int | None = None
     drop: float = 0.25
     transform: str | None = None
     bits: float | str | None = None
+    target_size: int | str | None = None
     effort: str = "default"
     size: int | None = None
     resize: str = "squash"
@@ -82,7 +109,11 @@ class EncodeOptions:
             for name in names:
                 if not isinstance(getattr(self, name), kinds):
                     raise OptionError(f"{name}: {getattr(self, name)!r}; expected {what}")
-        check_sampling(self.keep, self.method, self.seed, self.alpha)
+        if self.keep == AUTO and self.target_size is None:
+            raise OptionError("keep: auto needs a target_size, which decides how many samples fit")
+        if isinstance(self.keep, str) and self.keep != AUTO:
+            raise OptionError(f"keep: {self.keep!r}; allowed: 0 < keep <= 1, or auto with a target_size")
+        check_sampling(1.0 if isinstance(self.keep, str) else self.keep, self.method, self.seed, self.alpha)
         if self.bins is not None:
             check_bins(self.bins)
         check_bin_sizes(self.bin_sizes)
@@ -90,8 +121,14 @@ class EncodeOptions:
             raise OptionError(f"drop: {self.drop}; allowed: 0 <= drop < 1")
         if self.transform is not None and self.transform not in TRANSFORMS:
             raise OptionError(f"transform: {self.transform!r}; allowed: {', '.join(TRANSFORMS)}")
-        if self.bits is not None:
-            parse(self.bits)
+        bits = parse("fixed" if self.bits is None else self.bits)
+        if self.target_size is not None:
+            target_bytes(self.target_size, 1)
+            if bits.mean is not None and self.keep != AUTO:
+                raise OptionError(
+                    f"bits: {self.bits!r} and a target_size; the size decides how many bits: give auto, rank or fixed "
+                    "without a number, or keep auto"
+                )
         if self.effort not in EFFORTS:
             raise OptionError(f"effort: {self.effort!r}; allowed: {', '.join(EFFORTS)}")
         if self.size is not None and not 1 <= self.size <= MAX_SIDE:

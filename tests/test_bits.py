@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dqcodec import OptionError
-from dqcodec.bits import Bits, allocate, convex, parse, rank
+from dqcodec.bits import Bits, allocate, allocate_bytes, convex, parse, rank
 
 VALUES = st.one_of(st.integers(0, 4).map(float), st.floats(0, 1e6), st.just(1e-12))
 TABLES = hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=VALUES)
@@ -33,6 +33,38 @@ def test_no_other_allocation_is_better(measured, total):
 
     best = min(whole(choice) for choice in itertools.product(range(widths), repeat=n) if sum(choice) == total)
     assert whole(found) <= best + 1e-9 * distance.max()
+
+
+@settings(deadline=None)
+@given(TABLES, st.integers(0, 99), st.integers(0, 2**32))
+@example(np.zeros((4, 3)), 30, 0)
+@example(np.ones((5, 4)), 50, 0)
+def test_no_other_choice_of_as_many_bytes_is_better(distance, percent, seed):
+    n, ways = distance.shape
+    size = np.random.default_rng(seed).integers(1, 9, (n, ways))
+    budget = int(size.max(1).sum()) * percent / 100
+    found = allocate_bytes(distance, size, budget)
+    assert found.dtype == np.int64
+
+    def sums(choice):
+        return tuple(sum(table[i, k] for i, k in enumerate(choice)) for table in (size, distance))
+
+    every = [sums(choice) for choice in itertools.product(range(ways), repeat=n)]
+    total, sum_of_distances = sums(found)
+    if budget < size.min(1).sum():
+        assert total == size.min(1).sum()
+    else:
+        assert total <= budget
+    best = min(other for bytes_, other in every if bytes_ <= total)
+    assert sum_of_distances <= best + 1e-9 * distance.max()
+
+
+def test_more_bytes_go_where_they_help():
+    distance, size = np.array([[9.0, 1.0]] * 4 + [[2.0, 1.0]] * 4), np.array([[10, 20]] * 8)
+    assert allocate_bytes(distance, size, 110).tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert allocate_bytes(distance, size, 149).tolist() == [1] * 6 + [0] * 2
+    assert allocate_bytes(distance, size, 160).tolist() == [1] * 8
+    assert allocate_bytes(distance, size, 5).tolist() == [0] * 8
 
 
 @settings(deadline=None)
@@ -71,16 +103,21 @@ def test_rank(distance, share):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("6", Bits("fixed", 6)), (3.5, Bits("fixed", 3.5)), ("auto:4", Bits("auto", 4)), ("rank:2.5", Bits("rank", 2.5))],
+    [
+        ("6", Bits("fixed", 6)),
+        (3.5, Bits("fixed", 3.5)),
+        ("auto:4", Bits("auto", 4)),
+        ("rank:2.5", Bits("rank", 2.5)),
+        ("auto", Bits("auto", None)),
+        ("fixed", Bits("fixed", None)),
+    ],
 )
 def test_parse(text, expected):
     assert parse(text) == expected
     assert parse(str(parse(text))) == expected
 
 
-@pytest.mark.parametrize(
-    "text", ["", "auto", "auto:", ":6", "fixed:6", "auto:9", "1", "nan", "auto:nan", "6:auto", "x"]
-)
+@pytest.mark.parametrize("text", ["", "auto:", ":6", "fixed:6", "auto:9", "1", "nan", "auto:nan", "6:auto", "x"])
 def test_what_is_no_width(text):
     with pytest.raises(OptionError, match="bits: .*; allowed: 2 to 8 bits, as in 6, auto:6, rank:6"):
         parse(text)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ class Writer:
         with self.writing():
             self._payload.close()
             self._hashes[f"{spec.PAYLOAD}/c/0"] = self._payload_hash.digest()
-            group = self._group()
+            group = checksum_group(self.lengths)
             header = replace(header, samples=len(self.lengths), checksum_group=group)
             everything = {
                 "length": np.asarray(self.lengths),
@@ -87,12 +88,6 @@ class Writer:
             self._put_in_place()
             _sync_folder(self.path.parent)
         return header
-
-    def _group(self) -> int:
-        """How many samples share a checksum, so that it costs CHECKSUM_SHARE; one where some are too long for that."""
-        group = max(1, int(np.ceil(4 / CHECKSUM_SHARE * len(self.lengths) / sum(self.lengths))))
-        spans = np.add.reduceat(np.asarray(self.lengths), np.arange(0, len(self.lengths), group))
-        return group if int(spans.max()) <= spec.MAX_GROUP else 1
 
     def _check_target(self) -> None:
         if self.path.exists() and not self.path.is_file():
@@ -130,26 +125,11 @@ class Writer:
         return np.asarray(sums, np.uint32)
 
     def _write_columns(self, header: Header, columns: Mapping[str, Array]) -> None:
-        total, unpacked = sum(self.lengths), 0
-        self._write(f"{spec.PAYLOAD}/zarr.json", spec.array_json((total,), "uint8", compressed=False))
-        for group in spec.GROUPS:
-            if any(name.startswith(f"{group}/") for name in columns):
-                self._write(f"{group}/zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
-        for name in sorted(columns):
-            column = spec.COLUMNS[name]
-            array = spec.smallest(columns[name], column.dtypes)
-            expected = header.shape(name)
-            if array.ndim != column.ndim or (expected is not None and array.shape != expected):
-                raise ValueError(f"column {name} has shape {array.shape}, expected {expected or f'{column.ndim} axes'}")
-            data = array.tobytes()
-            packed = gzip.compress(data, 9, mtime=0)
-            compressed = len(packed) < len(data)
-            unpacked += len(data)
-            if unpacked > spec.max_columns(total):
-                message = f"{self.path}: columns of {unpacked} bytes; allowed: {spec.max_columns(total)}"
-                raise OutputError(f"{message}; larger patches or fewer bins make them smaller", path=self.path)
-            self._write(f"{name}/zarr.json", spec.array_json(array.shape, array.dtype.name, compressed))
-            self._write(spec.chunk(name), packed if compressed else data)
+        try:
+            for name, data in _column_members(header, sum(self.lengths), columns):
+                self._write(name, data)
+        except OutputError as error:
+            raise OutputError(f"{self.path}: {error}", path=self.path) from None
 
     def _write_root(self, header: Header) -> Header:
         digest = spec.fingerprint(self._hashes, replace(header, fingerprint="0" * 64).to_json())
@@ -191,6 +171,53 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def checksum_group(lengths: Sequence[int] | Array) -> int:
+    """How many samples share a checksum, so that it costs CHECKSUM_SHARE; one where some are too long for that."""
+    every = np.asarray(lengths, np.int64)
+    group = max(1, int(np.ceil(4 / CHECKSUM_SHARE * len(every) / every.sum())))
+    spans = np.add.reduceat(every, np.arange(0, len(every), group))
+    return group if int(spans.max()) <= spec.MAX_GROUP else 1
+
+
+def size_of(header: Header, lengths: Array, columns: Mapping[str, Array]) -> int:
+    """Bytes of the file that a Writer would make of samples of these lengths; `columns` as for `finish`."""
+    total, group = int(lengths.sum()), checksum_group(lengths)
+    header = replace(header, samples=len(lengths), checksum_group=group, fingerprint="0" * 64)
+    sums = np.random.default_rng(0).integers(0, 1 << 32, -(-len(lengths) // group), np.uint32)  # no more compressible
+    everything = {"length": lengths, "checksum": sums, **columns}
+    with io.BytesIO() as buffer, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.open(_info(f"{spec.PAYLOAD}/c/0"), "w", force_zip64=True).close()
+        for name, data in _column_members(header, total, everything):
+            archive.writestr(_info(name), data)
+        archive.writestr(_info(spec.ROOT), header.to_json())
+        archive.close()
+        return total + len(buffer.getvalue())
+
+
+def _column_members(header: Header, total: int, columns: Mapping[str, Array]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of all members but the payload, which has `total` bytes, and the root."""
+    yield f"{spec.PAYLOAD}/zarr.json", spec.array_json((total,), "uint8", compressed=False)
+    for group in spec.GROUPS:
+        if any(name.startswith(f"{group}/") for name in columns):
+            yield f"{group}/zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'
+    unpacked = 0
+    for name in sorted(columns):
+        column = spec.COLUMNS[name]
+        array = spec.smallest(columns[name], column.dtypes)
+        expected = header.shape(name)
+        if array.ndim != column.ndim or (expected is not None and array.shape != expected):
+            raise ValueError(f"column {name} has shape {array.shape}, expected {expected or f'{column.ndim} axes'}")
+        data = array.tobytes()
+        packed = gzip.compress(data, 9, mtime=0)
+        compressed = len(packed) < len(data)
+        unpacked += len(data)
+        if unpacked > spec.max_columns(total):
+            message = f"columns of {unpacked} bytes; allowed: {spec.max_columns(total)}"
+            raise OutputError(f"{message}; larger patches or fewer bins make them smaller")
+        yield f"{name}/zarr.json", spec.array_json(array.shape, array.dtype.name, compressed)
+        yield spec.chunk(name), packed if compressed else data
 
 
 def _info(name: str) -> zipfile.ZipInfo:

@@ -105,14 +105,17 @@ def make_bins(images: Images, found: Features | None, run: Run) -> Binning:
     return Binning(**images.work.arrays("bins", images.about_bins, make))
 
 
-def choose(images: Images, binning: Binning, found: Features | None, run: Run) -> Selection:
+def score_bins(images: Images, binning: Binning, found: Features | None, run: Run) -> dict[str, Array]:
+    """RS and DS of every bin; nothing where they are not needed."""
+    if found is None or images.options.method != "adq":
+        return {}
+    about = [images.about_bins, images.options.seed]
+    return images.work.arrays("scores", about, lambda: _scores(images, binning, found, run))
+
+
+def choose(images: Images, binning: Binning, scored: dict[str, Array], run: Run) -> Selection:
     options, folder = images.options, images.folder
-    rs = ds = None
-    if found is not None and options.method == "adq":
-        about = [images.about_bins, options.seed]
-        made = images.work.arrays("scores", about, lambda: _scores(images, binning, found, run))
-        rs, ds = made["rs"], made["ds"]
-    selection = sample(binning, images.groups, options.keep, options.method, options.seed, options.alpha, rs, ds)
+    selection = sample(binning, images.groups, images.keep, options.method, options.seed, options.alpha, **scored)
     count = len(folder.classes)
     before = np.bincount(images.labels, minlength=count)
     after = np.bincount(images.labels[selection.kept], minlength=count)
@@ -125,7 +128,6 @@ def choose(images: Images, binning: Binning, found: Features | None, run: Run) -
 
 
 def _scores(images: Images, binning: Binning, found: Features, run: Run) -> dict[str, Array]:
-    """RS and DS of every bin."""
     from dqcodec.models.contrast import diversity
 
     starts = range(0, len(images), TEXTURE_BATCH)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +47,44 @@ class Packer:
     tables: dict[str, Array]
 
 
+@dataclass(frozen=True)
+class Coded:
+    """
+    places   int64 (n,), positions in `kept` of the samples, those that could be read
+    lengths  int64 (n,), bytes of each
+    bits     float64 (n,), nominal widths
+    columns  of the samples, by name
+    """
+
+    places: Array
+    lengths: Array
+    bits: Array
+    columns: dict[str, Array]
+
+    def first(self, count: int) -> Coded:
+        """The first so many of the samples."""
+        columns = {name: column[:count] for name, column in self.columns.items()}
+        return Coded(self.places[:count], self.lengths[:count], self.bits[:count], columns)
+
+
+def make_packer(images: Images, kept: Array, masks: Array | None, bits: Array, run: Run) -> Packer:
+    """For these images at these widths: with `dct` the tables are trained on them."""
+    if images.transform == "pixel":
+        return with_pixel(images)
+    with run.stage("tables"):
+        return with_dct(images, *_tables(images, kept, masks, bits, run))
+
+
+def quick_packer(images: Images) -> Packer:
+    """For images of any kind, a little larger."""
+    if images.transform == "pixel":
+        return with_pixel(images)
+    from dqcodec.codec.dct.pack import dependent
+    from dqcodec.codec.dct.tables import built_in
+
+    return with_dct(images, built_in(images.unit, dependent(images.options.effort)), own=False)
+
+
 def with_pixel(images: Images) -> Packer:
     def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:
         levels, scale = quantize.quantize(to_patches(pixels, images.patch)[mask], int(bits))
@@ -60,13 +100,12 @@ def with_pixel(images: Images) -> Packer:
     return Packer(pack, unpack, {}, {})
 
 
-def with_dct(images: Images, kept: Array, masks: Array | None, bits: Array, run: Run) -> Packer:
-    """Train the static tables on some of the kept images; the built-in ones stay where they give the smaller file."""
+def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
+    """With these tables, which are the file's own or built in."""
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct.tables import DEFAULT
 
     options, channels = images.options, images.channels
-    tables, own = _tables(images, kept, masks, bits, run)
     encoder = dct.Encoder(Format(images.size, images.size, channels, tables), options.effort)
 
     def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:
@@ -96,7 +135,8 @@ def _units(images: Images, mask: Array) -> Array:
 
 
 def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: Run) -> tuple[Tables, bool]:
-    """The tables that give the smaller file, and whether they are its own: two passes over a sample of the images."""
+    """The tables that give the smaller file: its own, trained in two passes over some of the images (True), or the
+    built-in ones (False)."""
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct import train
     from dqcodec.codec.dct.tables import MAX_ROTATIONS, OFFSETS, built_in
@@ -156,25 +196,71 @@ def mask_of(images: Images, masks: Array | None, position: int) -> Array:
     return np.ones(patches, bool) if masks is None else unpack_mask(masks[position], patches)
 
 
-def pack_all(
-    images: Images, kept: Array, masks: Array | None, bits: Array, packer: Packer, writer: Writer, run: Run
-) -> tuple[Array, dict[str, Array]]:
-    """Code and append the kept images; positions in `kept` that were written, and their columns."""
-    chosen = images.usable[kept]
+class Samples:
+    """Kept images, coded at widths that may still change; their bytes wait in a temporary file beside the output.
 
-    def pack(position: int) -> tuple[bytes, dict[str, int]]:
-        mask = mask_of(images, masks, position)
-        return packer.pack(images.pixels(int(chosen[position])), mask, float(bits[position]))
+    places  int64 (n,), which places in `kept`, by default all
+    """
 
-    written, rows = [], []
-    for position, packed in enumerate(ordered_map(attempt(pack), range(len(chosen)), run.workers)):
-        if isinstance(packed, SourceError):
-            run.skip(images.folder.names[chosen[position]], str(packed))
-        else:
-            payload, row = packed
-            writer.append(payload)
-            written.append(position)
-            rows.append(row)
-        run.progress("pack", position + 1, len(chosen))
-    check_any(images.folder, len(written), run)
-    return np.array(written), {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    def __init__(
+        self, images: Images, kept: Array, masks: Array | None, packer: Packer, writer: Writer, run: Run,
+        places: Array | None = None,
+    ) -> None:  # fmt: skip
+        self.places = np.arange(len(kept)) if places is None else places
+        self._source = images, kept, masks, packer
+        self._writer, self._run, self._final = writer, run, places is None
+        self._bits = np.full(len(kept), np.nan)
+        self._start, self._length = np.zeros((2, len(kept)), np.int64)
+        self._columns: dict[str, Array] = {}
+        with writer.writing():
+            self._file: IO[bytes] = tempfile.TemporaryFile(dir=writer.path.parent)  # noqa: SIM115 - closed by __exit__
+
+    def code(self, bits: Array) -> Coded:
+        """At widths float64 (len(kept),), of which those of other places do not matter; only what changes is coded.
+
+        Files that cannot be read are left out, and skipped where all were to be coded. Those that were read before
+        stay as they were.
+        """
+        images, kept, masks, packer = self._source
+
+        def pack(place: int) -> tuple[bytes, dict[str, int]]:
+            pixels = images.pixels(int(images.usable[kept[place]]))
+            return packer.pack(pixels, mask_of(images, masks, place), float(bits[place]))
+
+        changed = self.places[bits[self.places] != self._bits[self.places]].tolist()
+        for done, (place, found) in enumerate(
+            zip(changed, ordered_map(attempt(pack), changed, self._run.workers), strict=True), 1
+        ):
+            if not isinstance(found, SourceError):
+                self._store(place, float(bits[place]), *found)
+            elif not self._length[place]:
+                self.places = self.places[self.places != place]
+                if self._final:
+                    self._run.skip(images.folder.names[images.usable[kept[place]]], str(found))
+            self._run.progress("pack", done, len(changed))
+        check_any(images.folder, len(self.places), self._run)
+        columns = {name: column[self.places] for name, column in self._columns.items()}
+        return Coded(self.places, self._length[self.places], self._bits[self.places], columns)
+
+    def _store(self, place: int, bits: float, payload: bytes, row: dict[str, int]) -> None:
+        with self._writer.writing():
+            self._start[place], self._length[place] = self._file.seek(0, 2), len(payload)
+            self._file.write(payload)
+        self._bits[place] = bits
+        for name, value in row.items():
+            self._columns.setdefault(name, np.zeros(len(self._bits), np.int64))[place] = value
+
+    def write(self) -> None:
+        """Append all to the output, in their order."""
+        for place in self.places.tolist():
+            with self._writer.writing():
+                self._file.seek(self._start[place])
+                payload = self._file.read(int(self._length[place]))
+            self._writer.append(payload)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # a full disk fails again here
+            self._file.close()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dqcodec.parallel import ordered_map
 from dqcodec.run import Run
 from dqcodec.smooth import smooth
-from dqcodec.stages.code import Packer, mask_of
+from dqcodec.stages.code import Coded, Packer, mask_of
 from dqcodec.stages.images import Images
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ def wanted_mae(images: Images) -> Checkpoint:
 
 
 def train_mae(
-    images: Images, start: Checkpoint, kept: Array, masks: Array, bits: Array, packer: Packer, run: Run
+    images: Images, start: Checkpoint, kept: Array, masks: Array, coded: Coded, packer: Packer, run: Run
 ) -> Checkpoint:
     """The small model, trained further on the kept images as the file gives them, with the patches that it drops.
 
     kept   int64 (n,), places among the usable images
     masks  uint8 (n, ceil(P/8)), packed
+    coded  which of them can be read, and their widths
     """
     import copy
 
@@ -59,14 +60,14 @@ def train_mae(
     model = copy.deepcopy(start.model).to(images.place)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("pos_embed" not in name)
-    shown = _batches(images, model, kept, masks, bits, packer, batch, run)
+    shown = _batches(images, model, kept, masks, coded, packer, batch, run)
     for step, _ in enumerate(fit(model, shown, steps, RATE)):
         run.progress("mae", step + 1, steps)
     return checkpoints.from_bytes(checkpoints.to_bytes(model), f"{start.name}, trained on the set")
 
 
 def _batches(
-    images: Images, model: MAE, kept: Array, masks: Array, bits: Array, packer: Packer, size: int, run: Run
+    images: Images, model: MAE, kept: Array, masks: Array, coded: Coded, packer: Packer, size: int, run: Run
 ) -> Iterator[Batch]:
     """Endless batches of random kept images; of large grids a window."""
     import torch
@@ -76,12 +77,13 @@ def _batches(
 
     rng, grid = np.random.default_rng(images.options.seed), images.grid
 
-    def read(place: int) -> tuple[Array, Array, bytes, dict[str, int]]:
+    def read(number: int) -> tuple[Array, Array, bytes, dict[str, int]]:
+        place = int(coded.places[number])
         pixels, mask = images.pixels(int(images.usable[kept[place]])), mask_of(images, masks, place)
-        return pixels, mask, *packer.pack(pixels, mask, float(bits[place]))
+        return pixels, mask, *packer.pack(pixels, mask, float(coded.bits[number]))
 
     while True:
-        found = list(ordered_map(read, rng.integers(0, len(kept), size).tolist(), run.workers))
+        found = list(ordered_map(read, rng.integers(0, len(coded.places), size).tolist(), run.workers))
         mask = np.stack([row[1] for row in found])
         columns = {name: np.array([row[3][name] for row in found]) for name in found[0][3]}
         seen = packer.unpack([row[2] for row in found], mask, columns)

@@ -19,7 +19,7 @@ from dqcodec.codec import quantize
 from dqcodec.container.spec import MAX_PATCHES
 from dqcodec.errors import OptionError, SourceError
 from dqcodec.features import torch_device
-from dqcodec.options import DEFAULT_BINS, DEFAULT_BITS, EncodeOptions
+from dqcodec.options import AUTO, DEFAULT_BINS, DEFAULT_BITS, EncodeOptions
 from dqcodec.parallel import ordered_map
 from dqcodec.patches import drop_count
 from dqcodec.run import Run
@@ -89,8 +89,13 @@ class Images:
         return next(n for n in (16, 8, 4) if self.patch % n == 0) if self.drops else 16
 
     @property
+    def keep(self) -> float:
+        """The share that is kept; where a target size decides and none is found yet, all."""
+        return 1.0 if self.options.keep == AUTO else float(self.options.keep)
+
+    @property
     def selects(self) -> bool:
-        return self.options.keep < 1
+        return self.options.keep != 1
 
     @property
     def drops(self) -> bool:
@@ -119,6 +124,10 @@ class Images:
         """Bins a class."""
         one = self.options.method in ("graphcut", "random")
         return 1 if one else self.options.bins or min(DEFAULT_BINS, len(self))
+
+    def having(self, **options: Any) -> Images:
+        """The same with other options."""
+        return replace(self, options=replace(self.options, **options))
 
     @cached_property
     def place(self) -> torch.device:
@@ -219,12 +228,17 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
 
 
 def _bits(options: EncodeOptions, transform: str, run: Run) -> Bits:
-    """What --bits says, or the default; equal widths where a bit less or more would not be allowed."""
-    bits = Bits("fixed", DEFAULT_BITS[transform]) if options.bits is None else parse(options.bits)
+    """What --bits says, or the default, if no target size decides; equal widths where a bit less or more would not be
+    allowed."""
     low, high = quantize.MIN_BITS, quantize.MAX_BITS
+    bits = Bits("fixed", None) if options.bits is None else parse(options.bits)
+    if bits.mean is None and (options.target_size is None or options.keep == AUTO):
+        bits = replace(bits, mean=DEFAULT_BITS[transform])
+    if bits.mean is None:
+        return bits
     if transform == "pixel" and bits.mean != int(bits.mean):
         raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low} to {high}")
-    if bits.mode != "fixed" and not low + 1 <= bits.mean <= high - 1:
+    if options.target_size is None and bits.mode != "fixed" and not low + 1 <= bits.mean <= high - 1:
         run.notes.append(f"{bits} leaves no room for a bit less and more, so every sample has {bits.mean:g} bits")
         return Bits("fixed", bits.mean)
     return bits
@@ -274,7 +288,7 @@ def read_all(images: Images, run: Run) -> Images:
     if not images.selects:
         return images
     check_bins(images.bins, len(images))
-    return replace(images, options=replace(images.options, bins=images.bins))
+    return images.having(bins=images.bins)
 
 
 def attempt(function: Callable[[int], T]) -> Callable[[int], T | SourceError]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import allocate, convex, rank
+from dqcodec.bits import allocate, allocate_bytes, convex, rank
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format, decode
 from dqcodec.container.spec import unpack_mask
@@ -38,42 +38,65 @@ class Widths:
 
 
 def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | None, run: Run) -> Widths:
-    """All the same, or by gradient distance with the same mean."""
-    bits = images.bits
-    equal = np.full(len(kept), bits.mean)
+    """All the same, or by gradient distance: with the same mean, or for a target size with the same coded bytes."""
+    bits, by_bytes = images.bits, images.options.target_size is not None
+    if bits.mean is None:
+        raise ValueError("the mean width is not known yet")
     if proxy is None or bits.mode == "fixed":
-        return Widths(equal, None)
-    widths = [bits.mean - 1, bits.mean, bits.mean + 1] if bits.mode == "auto" else [bits.mean]
-    measured = _measure(images, proxy, kept, masks, widths, run)
+        return Widths(np.full(len(kept), whole(images, bits.mean)), None)
+    centre = float(np.clip(whole(images, bits.mean), quantize.MIN_BITS + 1, quantize.MAX_BITS - 1))
+    equal = np.full(len(kept), centre)
+    widths = [centre - 1, centre, centre + 1] if bits.mode == "auto" else [centre]
+    measured, sizes = _measure(images, proxy, kept, masks, widths, by_bytes and bits.mode == "auto", run)
     if not np.isfinite(measured).all() or not measured.any():
         what = "vanish" if np.isfinite(measured).all() else "are not finite"
-        run.notes.append(f"the proxy's gradients {what}, so every sample has {bits.mean:g} bits")
+        run.notes.append(f"the proxy's gradients {what}, so every sample has {bits.mean:.3g} bits")
         return Widths(equal, None)
     middle = measured[:, measured.shape[1] // 2]
-    more = rank(middle) if bits.mode == "rank" else allocate(convex(measured), len(kept))
+    if bits.mode == "rank":
+        more = rank(middle)
+    elif sizes is None:
+        more = allocate(convex(measured), len(kept))
+    else:
+        more = allocate_bytes(measured, sizes, float(np.exp(np.interp(bits.mean, widths, np.log(sizes.sum(0))))))
     return Widths(equal - 1 + more, middle)
 
 
-def _measure(images: Images, proxy: Proxy, kept: Array, masks: Array | None, widths: list[float], run: Run) -> Array:
-    """Gradient distances of the kept samples at each width, float64 (n, K)."""
+def whole(images: Images, bits: float) -> float:
+    """The nearest width that the transform has."""
+    return round(bits / step(images)) * step(images)
+
+
+def step(images: Images) -> float:
+    """Between one width and the next that the transform has."""
+    return 1.0 if images.transform == "pixel" else 1 / 16
+
+
+def _measure(
+    images: Images, proxy: Proxy, kept: Array, masks: Array | None, widths: list[float], sized: bool, run: Run
+) -> tuple[Array, Array | None]:
+    """Gradient distances of the kept samples at each width, float64 (n, K), and, if `sized`, coded bytes of what the
+    proxy sees, int64 (n, K)."""
     from dqcodec.models.sensitivity import distances
 
-    found = []
+    found, sizes = [], []
     for start in range(0, len(kept), BATCH):
         rows = kept[start : start + BATCH]
         seen = images.seen[rows]
-        coded = [code_at(seen, images.transform, bits, run.workers).images for bits in widths]
+        coded = [code_at(seen, images.transform, bits, run.workers) for bits in widths]
         mask = None
         if masks is not None:
             patches = images.grid[0] * images.grid[1]
             mask = unpack_mask(masks[start : start + BATCH], patches).reshape(-1, *images.grid)
-        found.append(distances(proxy, seen, coded, images.labels[rows], mask))
+        found.append(distances(proxy, seen, [each.images for each in coded], images.labels[rows], mask))
+        if sized:
+            sizes.append(np.stack([each.sizes() for each in coded], 1))
         run.progress("bits", start + len(rows), len(kept))
-    return np.concatenate(found)
+    return np.concatenate(found), np.concatenate(sizes) if sized else None
 
 
 @dataclass(frozen=True)
-class Coded:
+class Seen:
     """
     images  uint8 (n, s, s, C), decoded again
     sizes   makes int64 (n,), bytes of each: only on demand, because with `pixel` they take longer than the images
@@ -83,14 +106,14 @@ class Coded:
     sizes: Callable[[], Array]
 
 
-def code_at(seen: Array, transform: str, bits: float, workers: int) -> Coded:
+def code_at(seen: Array, transform: str, bits: float, workers: int) -> Seen:
     """Images, uint8 (n, s, s, C), coded whole with so many bits."""
     if transform == "pixel":
         width = int(bits)
         packed = [quantize.quantize(to_patches(image, len(image)), width) for image in seen]
         levels, scale = np.stack([levels[0] for levels, _ in packed]), np.array([scale for _, scale in packed])
         images = quantize.dequantize(levels, scale[:, None, None, None]).transpose(0, 2, 3, 1)
-        return Coded(images, lambda: np.array([len(pixel.encode(levels, width)) for levels, _ in packed]))
+        return Seen(images, lambda: np.array([len(pixel.encode(levels, width)) for levels, _ in packed]))
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct.tables import built_in
 
@@ -103,4 +126,4 @@ def code_at(seen: Array, transform: str, bits: float, workers: int) -> Coded:
     payloads = [payload for payload, _ in coded]
     colour = np.array([colour for _, colour in coded]) if channels == 3 else None
     images = decode(form, payloads, kept, np.full(len(seen), q, np.uint8), colour).transpose(0, 2, 3, 1)
-    return Coded(images, lambda: np.array([len(payload) for payload in payloads]))
+    return Seen(images, lambda: np.array([len(payload) for payload in payloads]))

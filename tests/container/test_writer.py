@@ -12,7 +12,7 @@ import pytest
 
 from dqcodec.container.reader import Reader
 from dqcodec.container.spec import Header
-from dqcodec.container.writer import Writer
+from dqcodec.container.writer import Writer, size_of
 from dqcodec.errors import OutputError
 
 HEADER = Header(0, 4, 4, 1, 4, 1, ("a", "b"))
@@ -35,6 +35,19 @@ def test_what_is_written_is_read(tmp_path):
         assert reader.header == header
         assert reader.fingerprint() == header.fingerprint
         assert reader.columns["label"].tolist() == [0, 1] * 10
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 500, 3000])
+@pytest.mark.parametrize("length", [1, 37, 4000])
+def test_the_size_is_known_before(tmp_path, count, length):
+    rng = np.random.default_rng(count)
+    lengths = rng.integers(1, 2 * length, count)
+    columns = {"label": np.arange(count) % 2, "bits": np.full(count, 6), "scale": rng.integers(0, 9, count)}
+    with Writer(tmp_path / "x.dqz") as writer:
+        for size in lengths.tolist():
+            writer.append(rng.bytes(size))
+        writer.finish(HEADER, columns)
+    assert size_of(HEADER, lengths, columns) == (tmp_path / "x.dqz").stat().st_size
 
 
 def test_same_content_same_bytes(tmp_path):
@@ -149,7 +162,7 @@ def test_a_full_disk(tmp_path, count):
 
 ENDLESS = """
 import sys
-from dqcodec.container.writer import Writer
+from dqcodec.container.writer import Writer, size_of
 with Writer({path!r}, overwrite=True) as writer:
     print("ready", flush=True)
     while True:

@@ -1,0 +1,109 @@
+"""write: what a file holds beside the coded samples, and how large it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.bits import Bits
+from dqcodec.container.spec import MAE, MAX_NAME, Header
+from dqcodec.container.writer import size_of
+from dqcodec.options import EncodeOptions
+from dqcodec.run import Run
+from dqcodec.selection import Selection
+from dqcodec.stages.code import Coded, Packer
+from dqcodec.stages.images import Images
+from dqcodec.stages.widths import Widths
+
+if TYPE_CHECKING:
+    from dqcodec.models.checkpoints import Checkpoint
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """All that decides a file.
+
+    kept       int64 (n,), places among the usable images
+    masks      uint8 (n, ceil(P/8)), packed; None: all patches are kept
+    selection  None: of all usable images
+    widths     None: not known yet
+    mae        None: nothing is dropped
+    """
+
+    images: Images
+    kept: Array
+    masks: Array | None
+    selection: Selection | None
+    packer: Packer
+    widths: Widths | None
+    mae: Checkpoint | None
+    run: Run
+
+    def content(self, coded: Coded) -> tuple[Header, dict[str, Array]]:
+        """Header and columns of the file with these samples."""
+        kept, places = self.kept[coded.places], coded.places
+        columns = {"label": self.images.labels[kept], "source_index": self.images.usable[kept]}
+        columns |= coded.columns | self.packer.tables
+        if self.masks is not None:
+            columns["mask"] = self.masks[places]
+        if self.selection is not None:
+            columns |= _bins(self.images, self.selection, kept)
+        if self.widths is not None and self.widths.distance is not None:
+            columns["distance"] = self.widths.distance[places]
+        if self.mae is not None and self.images.options.mae == "train":
+            columns[MAE] = np.frombuffer(self.mae.data, np.uint8)
+        return self._header(self.options(coded)), columns
+
+    def options(self, coded: Coded) -> EncodeOptions:
+        """Those of the images, with the mean width that a target size has led to."""
+        options = self.images.options
+        if options.target_size is None:
+            return options
+        return replace(options, bits=str(Bits(self.images.bits.mode, round(float(coded.bits.mean()), 2))))
+
+    def size(self, coded: Coded) -> int:
+        """Bytes of the file with these samples."""
+        header, columns = self.content(coded)
+        return size_of(header, coded.lengths, columns)
+
+    def _header(self, options: EncodeOptions) -> Header:
+        from PIL import __version__ as pillow
+
+        from dqcodec import __version__
+
+        images, mae = self.images, self.mae
+        about = {
+            "source": {"images": len(images), "bytes": images.bytes, "skipped": len(self.run.skipped)},
+            "encode": {
+                **asdict(options),
+                "features": Path(options.features).name if images.selects else None,
+                "mae": options.mae if options.mae in ("small", "train") else mae and mae.name,
+            },
+            "creator": f"dqcodec {__version__}, Pillow {pillow}",
+        }
+        size = images.size
+        return Header(
+            0, size, size, images.channels, images.patch, 1, images.folder.classes, images.transform,
+            (images.transform,), parameters=self.packer.parameters, extra=about,
+            mae=None if mae is None else {"sha256": mae.sha256, "name": mae.name[-MAX_NAME:]},
+        )  # fmt: skip
+
+
+def _bins(images: Images, selection: Selection, kept: Array) -> dict[str, Array]:
+    """The columns that say what the selection did."""
+    size, taken = np.zeros((2, len(images.folder.classes), selection.size.shape[1]), np.int64)
+    np.add.at(size, (images.labels, selection.bin), 1)
+    np.add.at(taken, (images.labels[kept], selection.bin[kept]), 1)
+    scored = {"bins/rs": selection.rs, "bins/ds": selection.ds, "bins/is": selection.is_}
+    return {
+        "bin": selection.bin[kept],
+        "bins/size": size,
+        "bins/taken": taken,
+        **{name: score for name, score in scored.items() if score is not None},
+    }
