@@ -1,11 +1,15 @@
-"""How much does allocating bits by gradient distance lower the total distance, at the same mean width?
+"""What is gained by giving samples bits by gradient distance?
 
-    python benchmarks/bits.py FOLDER NAME      FOLDER/<class>/*, results/bits-NAME.json and .png
+    python benchmarks/bits.py TRAIN NAME [TEST]      FOLDER/<class>/*, results/bits-NAME.json and .png
 
-A proxy is trained on all images; distances and coded bytes are measured on at most 4,000 of them, with no patch
-dropped, at the mean width and one bit less and more. Beside each other: equal widths, `rank` and `auto`. The picture
-shows the ten images with the smallest and the ten with the largest distances at 4 bits of `pixel`, as the paper's
-Figure 2 does. Accuracy at equal bytes is another question and not measured here.
+Distance: a proxy is trained on the images of TRAIN (at most 15,000), and distances and coded bytes of 4,000 of them are
+measured, with no patch dropped, at the mean width and half a bit (dct) and a bit less and more. Beside each other, at
+the same mean width: equal widths, `rank`, `auto` as `--bits auto` does it, and `auto` with the wider reach of one bit.
+The picture shows the ten images with the smallest and the ten with the largest distances at 4 bits of `pixel`, as the
+paper's Figure 2 does.
+
+Accuracy, with TEST: the same small network is trained on 10,000 images, coded at equal widths or by `auto`, at the same
+coded bytes (payload alone; what `--target-size` does), with several seeds, and tested on TEST as it is.
 """
 
 from __future__ import annotations
@@ -20,30 +24,120 @@ import torch
 from common import RESULTS, save
 from PIL import Image
 
-from dqcodec.bits import allocate, convex, rank
+from dqcodec.bits import REACH, allocate, allocate_bytes, convex, rank
 from dqcodec.models import proxy
 from dqcodec.models.sensitivity import distances
 from dqcodec.parallel import default_workers, ordered_map
 from dqcodec.sources.folder import scan
 from dqcodec.sources.images import read
 from dqcodec.stages.images import PROXY_SIZE
-from dqcodec.stages.widths import code_at
+from dqcodec.stages.widths import BATCH, code_at
 
 CASES = (("pixel", 3.0), ("pixel", 4.0), ("pixel", 5.0), ("dct", 3.5), ("dct", 4.5))
-MEASURED = 4000
-BATCH = 256
+TRAINED = (("dct", 3.0), ("pixel", 3.0))
+MOST, MEASURED, LEARNED = 15_000, 4000, 10_000
+SEEDS = 3
+CPU = torch.device("cpu")
 Array = Any
 
 
-def measure(model: proxy.Proxy, images: Array, labels: Array, transform: str, mean: float) -> tuple[Array, Array]:
-    """Distances and bytes, (n, 3)."""
-    found, sizes = [], []
+def load(path: str, most: int | None = None) -> tuple[Array, Array, int]:
+    """Images, labels, and how many classes there are."""
+    folder = scan(path)
+    size = min(Image.open(folder.root / folder.names[0]).width, PROXY_SIZE)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(folder))[:most])
+
+    def one(n: int) -> Array:
+        return read(lambda: folder.open(n), folder.names[n], size, "squash", 3)
+
+    images = np.stack(list(ordered_map(one, chosen.tolist(), default_workers())))
+    return images, folder.labels[chosen], len(folder.classes)
+
+
+def measure(
+    model: proxy.Proxy, images: Array, labels: Array, transform: str, widths: list[float], sized: bool
+) -> tuple[Array, Array, Array]:
+    """Distances, bytes (0 if not `sized`), and coded images, (n, K, ...)."""
+    found, sizes, seen = [], [], []
     for start in range(0, len(images), BATCH):
-        seen, own = images[start : start + BATCH], labels[start : start + BATCH]
-        coded = [code_at(seen, transform, bits, default_workers()) for bits in (mean - 1, mean, mean + 1)]
-        found.append(distances(model, seen, [each.images for each in coded], own))
-        sizes.append(np.stack([each.sizes() for each in coded], 1))
-    return np.concatenate(found), np.concatenate(sizes)
+        here, own = images[start : start + BATCH], labels[start : start + BATCH]
+        coded = [code_at(here, transform, bits, default_workers()) for bits in widths]
+        found.append(distances(model, here, [each.images for each in coded], own))
+        sizes.append(np.stack([each.sizes() if sized else np.zeros(len(here)) for each in coded], 1))
+        seen.append(np.stack([each.images for each in coded], 1))
+    return np.concatenate(found), np.concatenate(sizes), np.concatenate(seen)
+
+
+def compare(model: proxy.Proxy, images: Array, labels: Array, transform: str, mean: float, epoch: float) -> Any:
+    """Total distance and bytes by way of choosing widths, relative to equal ones; seconds relative to an epoch."""
+    reach, place = REACH[transform], np.arange(len(images))
+    start = time.perf_counter()
+    measure(model, images, labels, transform, [mean - reach, mean, mean + reach], False)
+    cost = (time.perf_counter() - start) / len(images) / epoch
+    widths = sorted({mean - 1, mean - reach, mean, mean + reach, mean + 1})
+    found, sizes, _ = measure(model, images, labels, transform, widths, True)
+    near = [widths.index(bits) for bits in (mean - reach, mean, mean + reach)]
+    far = [widths.index(bits) for bits in (mean - 1, mean, mean + 1)]
+    ways = {
+        "equal": np.full(len(place), near[1]),
+        "rank": np.array(far)[rank(found[:, near[1]])],
+        "auto": np.array(near)[allocate(convex(found[:, near]), len(place))],
+        "auto, one bit": np.array(far)[allocate(convex(found[:, far]), len(place))],
+    }
+    return {
+        "transform": transform,
+        "mean bits": mean,
+        "reach": reach,
+        "epochs of the proxy": round(cost, 2),
+        "widths": widths,
+        "mean distance by width": found.mean(0).tolist(),
+        "distance": {way: float(found[place, k].sum() / found[:, near[1]].sum()) for way, k in ways.items()},
+        "bytes": {way: float(sizes[place, k].mean()) for way, k in ways.items()},
+        "samples by width": {way: np.bincount(k, minlength=len(widths)).tolist() for way, k in ways.items()},
+    }
+
+
+def learn(images: Array, labels: Array, classes: int, test: tuple[Array, Array, int], seed: int) -> float:
+    """Top-1 on the test images of a network trained on the images."""
+    model = proxy.restore(proxy.train(images, labels, classes, CPU, seed), CPU)
+    right = 0
+    with torch.no_grad():
+        for start in range(0, len(test[0]), 500):
+            x = proxy.normalise(proxy.to_tensor(test[0][start : start + 500], CPU))
+            right += int((model(x).argmax(1).numpy() == test[1][start : start + 500]).sum())
+    return right / len(test[0])
+
+
+def accuracies(model: proxy.Proxy, images: Array, labels: Array, classes: int, test: tuple[Array, Array, int]) -> Any:
+    """Top-1 by way and seed, at equal coded bytes."""
+    place, sets = np.arange(len(images)), {"originals": (images, 0.0)}
+    for transform, mean in TRAINED:
+        reaches = sorted({REACH[transform], 1.0})
+        widths = [mean] + [mean + sign * reach for reach in reaches for sign in (-1, 1)]
+        found, sizes, seen = measure(model, images, labels, transform, widths, True)
+        sets[f"{transform} {mean:g}, equal"] = seen[:, 0], float(sizes[:, 0].mean())
+        for n, reach in enumerate(reaches):
+            own = [1 + 2 * n, 0, 2 + 2 * n]
+            chosen = np.array(own)[allocate_bytes(found[:, own], sizes[:, own], sizes[:, 0].sum())]
+            sets[f"{transform} {mean:g}, auto within {reach:g}"] = (
+                seen[place, chosen],
+                float(sizes[place, chosen].mean()),
+            )
+    top1: dict[str, list[float]] = {name: [] for name in sets}
+    for seed in range(1, SEEDS + 1):
+        for name, (pixels, _) in sets.items():
+            top1[name].append(learn(pixels, labels, classes, test, seed))
+            print(name, seed, top1[name][-1], file=sys.stderr, flush=True)
+    return [
+        {
+            "set": name,
+            "bytes": round(sets[name][1], 1),
+            "top-1": found,
+            "mean": round(float(np.mean(found)), 4),
+            "deviation": round(float(np.std(found, ddof=1)), 4),
+        }
+        for name, found in top1.items()
+    ]
 
 
 def picture(images: Array, distance: Array, path: Path) -> None:
@@ -53,46 +147,26 @@ def picture(images: Array, distance: Array, path: Path) -> None:
 
 
 def main() -> None:
-    folder, name = scan(sys.argv[1]), sys.argv[2]
-    size = min(Image.open(folder.root / folder.names[0]).width, PROXY_SIZE)
-    every = ordered_map(
-        lambda n: read(lambda: folder.open(n), folder.names[n], size, "squash", 3),
-        range(len(folder)),
-        default_workers(),
-    )
-    images, labels = np.stack(list(every)), folder.labels
+    images, labels, classes = load(sys.argv[1], MOST)
+    name = sys.argv[2]
     start = time.perf_counter()
-    weights = proxy.train(images, labels, len(folder.classes), torch.device("cpu"), 0)
+    weights = proxy.train(images, labels, classes, CPU, 0)
     epoch = (time.perf_counter() - start) / proxy.EPOCHS / len(images)
-    model = proxy.restore(weights, torch.device("cpu"))
-    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:MEASURED])
-    images, labels, place = images[chosen], labels[chosen], np.arange(len(chosen))
+    model = proxy.restore(weights, CPU)
+    some = np.sort(np.random.default_rng(1).permutation(len(images))[:MEASURED])
+    RESULTS.mkdir(exist_ok=True)
+    at_four = measure(model, images[some], labels[some], "pixel", [4.0], False)[0][:, 0]
+    picture(images[some], at_four, RESULTS / f"bits-{name}.png")
     rows = []
     for transform, mean in CASES:
-        start = time.perf_counter()
-        found, sizes = measure(model, images, labels, transform, mean)
-        cost = (time.perf_counter() - start) / len(images) / epoch
-        ways = {
-            "equal": np.ones(len(place), int),
-            "rank": rank(found[:, 1]),
-            "auto": allocate(convex(found), len(place)),
-        }
-        rows.append(
-            {
-                "transform": transform,
-                "mean bits": mean,
-                "epochs of the proxy": round(cost, 2),
-                "mean distance by width": found.mean(0).tolist(),
-                "distance": {way: float(found[place, more].sum() / found[:, 1].sum()) for way, more in ways.items()},
-                "bytes": {way: float(sizes[place, more].mean()) for way, more in ways.items()},
-                "samples by width": {way: np.bincount(more, minlength=3).tolist() for way, more in ways.items()},
-            }
-        )
-        print(rows[-1], file=sys.stderr)
-        if (transform, mean) == ("pixel", 4.0):
-            RESULTS.mkdir(exist_ok=True)
-            picture(images, found[:, 1], RESULTS / f"bits-{name}.png")
-    save(f"bits-{name}", {"question": __doc__.splitlines()[0], "images": len(images), "size": size, "cases": rows})
+        rows.append(compare(model, images[some], labels[some], transform, mean, epoch))
+        print(rows[-1], file=sys.stderr, flush=True)
+    result = {"question": __doc__.splitlines()[0], "images": len(some), "size": images.shape[1], "cases": rows}
+    save(f"bits-{name}", result)
+    if len(sys.argv) > 3:
+        learned = np.sort(np.random.default_rng(2).permutation(len(images))[:LEARNED])
+        found = accuracies(model, images[learned], labels[learned], classes, load(sys.argv[3]))
+        save(f"bits-{name}", result | {"trained on": len(learned), "accuracy": found})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Bit widths by sample: more for those whose input gradient suffers more from quantization (ADQ-bits).
 
 The distance D_i(b) of sample i, between the gradients of the loss at the image and at the image coded with b bits, is
-measured at the mean width and at one bit less and more; then the widths are chosen for which the sum of D_i(b_i) is
+measured at the mean width and at a width below and above; then the widths are chosen for which the sum of D_i(b_i) is
 least among those of the same mean (`allocate`), or of the same coded bytes (`allocate_bytes`). One measured width and
 a model in which a bit halves the distance do not do: on CIFAR-10 a bit divides it by 1.5 at 5 bits and by 1.9 at 2, and
 halving gives widths whose sum at 3 bits is larger than that of equal ones.
@@ -22,6 +22,9 @@ Array = npt.NDArray[Any]
 
 MODES = ("fixed", "auto", "rank")
 PRICE_STEPS = 100  # of the bisection, over 23 decimal powers
+# Bits less and more that a sample may have with `auto`. With dct, at equal bytes, half a bit makes a better trained
+# network than equal widths, and a whole bit does not; pixel has whole bits only (benchmarks/bits.py).
+REACH = {"dct": 0.5, "pixel": 1.0}
 RANK_SHARE = 0.25  # of the samples, one bit up, and as many one down
 
 
@@ -53,14 +56,19 @@ def parse(text: str | float) -> Bits:
     return found
 
 
+def reach_of(mode: str, transform: str) -> float:
+    """Bits less and more than the mean that a sample may have."""
+    return {"fixed": 0.0, "rank": 1.0, "auto": REACH[transform]}[mode]
+
+
 def convex(measured: Array) -> Array:
     """The largest falling and convex curves that lie nowhere above the measured ones.
 
-        measured  float (N, K)  distances of N samples at K widths, one bit apart
+        measured  float (N, K)  distances of N samples at K widths, equally far apart
         returns   float64 (N, K)
 
-    On the average distances are such; those of a single sample need not be, and then a bit more may be worth nothing
-    without another one, so that the best allocation could not be found bit by bit.
+    On the average distances are such; those of a single sample need not be, and then a step more may be worth nothing
+    without another one, so that the best allocation could not be found step by step.
     """
     low = np.minimum.accumulate(np.asarray(measured, np.float64), 1)
     hull = low.copy()
@@ -75,19 +83,19 @@ def convex(measured: Array) -> Array:
 def allocate(distance: Array, total: int) -> Array:
     """Widths for which the sum of the distances is least.
 
-        distance  float (N, K)  at K widths, one bit apart, falling and convex: see `convex`
-        total     what the bits above the lowest width add up to, 0 to N (K - 1)
-        returns   int64 (N,)    bits above the lowest width, 0 to K - 1
+        distance  float (N, K)  at K widths, equally far apart, falling and convex: see `convex`
+        total     what the steps above the lowest width add up to, 0 to N (K - 1)
+        returns   int64 (N,)    steps above the lowest width, 0 to K - 1
 
-    A bit more is worth what the distance falls by, and worth less the more a sample has, so the `total` most valuable
-    bits are taken; of equally valuable ones those of the lower index.
+    A step more is worth what the distance falls by, and worth less the more a sample has, so the `total` most valuable
+    steps are taken; of equally valuable ones those of the lower index.
     """
-    n, bits = distance.shape[0], distance.shape[1] - 1
-    if not 0 <= total <= n * bits:
-        raise ValueError(f"{n} samples cannot take {total} bits of {bits} each")
+    n, steps = distance.shape[0], distance.shape[1] - 1
+    if not 0 <= total <= n * steps:
+        raise ValueError(f"{n} samples cannot take {total} steps of {steps} each")
     value = -np.diff(distance, axis=1)
     chosen = np.argsort(-value.ravel(), kind="stable")[:total]
-    return np.bincount(chosen // max(bits, 1), minlength=n)
+    return np.bincount(chosen // max(steps, 1), minlength=n)
 
 
 def allocate_bytes(distance: Array, size: Array, budget: float) -> Array:

@@ -21,7 +21,7 @@ from dqcodec import encode as encode_folder
 from dqcodec.encode import EncodeResult
 from dqcodec.errors import DQZError, OptionError
 from dqcodec.export import export as export_file
-from dqcodec.inspection import Info, Verification
+from dqcodec.inspection import Info, Verification, Width
 from dqcodec.inspection import info as read_info
 from dqcodec.inspection import verify as verify_file
 from dqcodec.options import EncodeOptions
@@ -30,6 +30,7 @@ from dqcodec.show import show as show_file
 from dqcodec.sources.images import quiet
 
 DEFAULTS = EncodeOptions()
+HISTOGRAM = 40  # characters that stand for all samples
 SHOWN = 20  # lines of a list on the terminal; --json has them all
 
 app = typer.Typer(
@@ -368,7 +369,7 @@ def _info_table(found: Info) -> Table:
         table.add_row("of", f"{images:,}", f"images, {_bytes(size)}")
     table.add_row("images", f"{found.height} x {found.width} x {found.channels}", f"patches of {found.patch}")
     table.add_row("kept patches", f"{found.kept_patches:.1%}", f"filled by {_text(found.mae)}" if found.mae else "")
-    table.add_row("transform", found.transform, ", ".join(f"{bits} bits: {n:,}" for bits, n in found.bits.items()))
+    table.add_row("transform", found.transform, "")
     table.add_row(
         "bytes",
         f"{found.bytes:,}",
@@ -377,6 +378,11 @@ def _info_table(found: Info) -> Table:
     table.add_section()
     for name, size in sorted(found.members.items(), key=lambda item: -item[1]):
         table.add_row(_text(name), f"{size:,}", f"{size / found.bytes:.1%}")
+    table.add_section()
+    for width in _coarse(found.widths):
+        bar = "█" * max(1, round(HISTOGRAM * width.samples / found.samples))
+        distance = "" if width.distance is None else f" distance {width.distance:.2g}"
+        table.add_row(f"{width.bits:g} bits", f"{width.samples:,}", bar + distance)
     if found.bins:
         table.add_section()
         for number, own in enumerate(found.bins[:SHOWN]):
@@ -395,6 +401,21 @@ def _info_table(found: Info) -> Table:
     table.add_row("creator", "", _text(found.creator))
     table.add_row("fingerprint", "", found.fingerprint)
     return table
+
+
+def _coarse(widths: tuple[Width, ...]) -> list[Width]:
+    """Widths rounded to quarters of a bit, where there are many."""
+    if len(widths) <= SHOWN:
+        return list(widths)
+    near: dict[float, list[Width]] = {}
+    for width in widths:
+        near.setdefault(round(4 * width.bits) / 4, []).append(width)
+    found = []
+    for bits, group in near.items():
+        samples = sum(width.samples for width in group)
+        sums = [width.samples * width.distance for width in group if width.distance is not None]
+        found.append(Width(bits, samples, sum(sums) / samples if sums else None))
+    return found
 
 
 def _table(title: str) -> Table:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.container.spec import SCORES
+from dqcodec.codec.dct.transform import nominal_bits
+from dqcodec.container.spec import SCORES, Header
 from dqcodec.decode import DQZFile
 from dqcodec.errors import DQZError
 from dqcodec.run import Progress
@@ -31,6 +32,15 @@ class Bin:
 
 
 @dataclass(frozen=True)
+class Width:
+    """Samples of one nominal width in bits, and the mean distance of their gradients; None where it is not stored."""
+
+    bits: float
+    samples: int
+    distance: float | None
+
+
+@dataclass(frozen=True)
 class Info:
     """What a file says of itself.
 
@@ -38,7 +48,7 @@ class Info:
     bytes          of the file; `members` by name, `raw` of the same images as plain pixels
     per_class      samples by class name
     kept_patches   share of the patches that are kept, 0..1
-    bits           samples by bit width
+    widths         samples by nominal width in bits, from the smallest on
     bins           what the selection did with each bin; empty where nothing was chosen
     mae            the name of the masked autoencoder that the file wants; None where it names none
     source, encode what the header says about origin and options
@@ -54,7 +64,7 @@ class Info:
     patch: int
     transform: str
     kept_patches: float
-    bits: dict[int, int]
+    widths: tuple[Width, ...]
     bins: tuple[Bin, ...]
     raw: int
     members: dict[str, int]
@@ -88,7 +98,6 @@ def info(path: str | Path) -> Info:
     """Read header and columns; FormatError where the file is not a .dqz."""
     with DQZFile(path) as file:
         reader, header = file.reader, file.reader.header
-        widths, counts = np.unique(file.bits, return_counts=True)
         per_class = np.bincount(file.label, minlength=len(header.classes))
         members: dict[str, int] = {}
         for name, member in reader.members.items():
@@ -99,14 +108,24 @@ def info(path: str | Path) -> Info:
         kept = len(file) * header.patches if mask is None else int(np.bitwise_count(mask).sum())
         return Info(
             str(path), reader.size, len(file), len(header.classes), *file.shape, header.patch, header.transform,
-            kept / (len(file) * header.patches), dict(zip(widths.tolist(), counts.tolist(), strict=True)),
-            _bins(reader.columns),
+            kept / (len(file) * header.patches), _widths(reader.columns, header), _bins(reader.columns),
             len(file) * header.channels * header.height * header.width, members,
             dict(zip(header.classes, per_class.tolist(), strict=True)),
             None if header.mae is None else header.mae["name"],
             _table(header.extra, "source"), _table(header.extra, "encode"), str(header.extra.get("creator", "")),
             header.fingerprint,
         )  # fmt: skip
+
+
+def _widths(columns: Mapping[str, Array], header: Header) -> tuple[Width, ...]:
+    bits = columns["bits"].astype(np.float64)
+    if header.transform == "dct":  # whose widths have fractions
+        bits = nominal_bits(columns["scale"], bool(header.parameters["dependent"]))
+    widths, place, counts = np.unique(bits, return_inverse=True, return_counts=True)
+    means = [None] * len(widths)
+    if "distance" in columns:
+        means = (np.bincount(place, columns["distance"]) / counts).tolist()
+    return tuple(Width(*row) for row in zip(widths.tolist(), counts.tolist(), means, strict=True))
 
 
 def _bins(columns: Mapping[str, Array]) -> tuple[Bin, ...]:

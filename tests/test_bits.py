@@ -88,7 +88,7 @@ def test_equal_values_go_to_the_lower_index():
 
 @pytest.mark.parametrize("total", [-1, 7])
 def test_totals_that_cannot_be(total):
-    with pytest.raises(ValueError, match=f"3 samples cannot take {total} bits of 2 each"):
+    with pytest.raises(ValueError, match=f"3 samples cannot take {total} steps of 2 each"):
         allocate(np.zeros((3, 3)), total)
 
 

@@ -35,7 +35,7 @@ def source_bytes(folder):
     return sum(path.stat().st_size for path in folder.rglob("*.png"))
 
 
-@pytest.mark.parametrize("bits", [None, "auto", "rank"])
+@pytest.mark.parametrize("bits", ["fixed", "auto", "rank"])
 @pytest.mark.parametrize(
     ("transform", "drop", "keep", "size"),
     [("dct", 0, 1, 16_000), ("dct", 0.25, 1, 22_000), ("pixel", 0, 1, 90_000), ("dct", 0, 0.6, 16_000)],
@@ -51,15 +51,15 @@ def test_the_file_is_as_large_as_it_may_be(folder, tmp_path, transform, drop, ke
     with dqcodec.open(path) as file:
         found = dict(file.reader.columns)
         mode, _, mean = result.options.bits.rpartition(":")
-        assert mode == (bits or "")
+        assert mode == ("" if bits == "fixed" else bits)
         assert info(path).encode["bits"] == result.options.bits
         if transform == "pixel":
             assert float(mean) == pytest.approx(found["bits"].mean(), abs=0.005)
         else:
             assert float(mean) == pytest.approx((9 - found["scale"] / 16).mean(), abs=0.005)
         spread = np.ptp(found["bits" if transform == "pixel" else "scale"].astype(int))
-        assert spread == 1 if bits is None else spread > 1 or transform == "dct"
-        assert ("distance" in found) == (bits is not None)
+        assert (spread == 1) == (bits == "fixed")
+        assert ("distance" in found) == (bits != "fixed")
 
 
 def test_as_many_samples_as_fit(folder, tmp_path):

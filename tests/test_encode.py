@@ -54,7 +54,7 @@ def test_all_stages(photo_folder, encoded):
     assert found.samples == round(0.6 * 21)
     assert found.per_class == {"a cat": 7, "größe": 5, "z": 1}
     assert found.kept_patches == 1 - round(0.3 * 36) / 36
-    assert found.bits == {6: 13}
+    assert [(width.bits, width.samples) for width in found.widths] == [(6, 13)]
     assert found.source == {"images": 21, "bytes": found.source["bytes"], "skipped": 0}
     assert found.encode["drop"] == 0.3
     assert verify(encoded).ok

@@ -8,7 +8,9 @@ from PIL import Image
 
 import dqcodec
 from dqcodec import EncodeOptions, OptionError, encode
+from dqcodec.bits import REACH
 from dqcodec.codec.dct.pack import scale_index
+from dqcodec.codec.dct.transform import nominal_bits
 from dqcodec.inspection import info, verify
 from dqcodec.models import proxy
 from dqcodec.models.sensitivity import distances
@@ -44,16 +46,20 @@ def test_auto_keeps_the_mean(folder, tmp_path, transform, drop):
     assert result.options.bits == "auto:4"
     assert "proxy" in result.seconds
     found = columns(path)
-    assert found["bits"].mean() == 4
-    assert {3, 5} <= set(found["bits"].tolist()) <= {3, 4, 5}
+    reach = REACH[transform]
+    widths = found["bits"].astype(float) if transform == "pixel" else nominal_bits(found["scale"], True)
+    assert widths.mean() == 4
+    assert {4 - reach, 4 + reach} <= set(widths.tolist()) <= {4 - reach, 4, 4 + reach}
     assert found["distance"].shape == (30,)
     assert np.isfinite(found["distance"]).all()
-    by_width = [found["distance"][found["bits"] == bits].mean() for bits in (3, 5)]
+    by_width = [found["distance"][widths == bits].mean() for bits in (4 - reach, 4 + reach)]
     assert by_width[0] < by_width[1]
-    if transform == "dct":
-        assert found["scale"].tolist() == [scale_index(bits, "default") for bits in found["bits"]]
     assert verify(path).ok
-    assert info(path).encode["bits"] == "auto:4"
+    about = info(path)
+    assert about.encode["bits"] == "auto:4"
+    assert [width.bits for width in about.widths] == sorted(set(widths.tolist()))
+    assert sum(width.samples for width in about.widths) == 30
+    assert (about.widths[0].distance, about.widths[-1].distance) == pytest.approx(by_width)
 
 
 @pytest.mark.parametrize("transform", ["pixel", "dct"])
@@ -70,21 +76,25 @@ def test_fractions_of_a_bit_with_dct(folder, tmp_path):
     path = tmp_path / "x.dqz"
     encode(folder, path, EncodeOptions(keep=1, drop=0, bits="auto:3.5"))
     q = columns(path)["scale"].astype(int)
-    assert set(q.tolist()) <= {scale_index(bits, "default") for bits in (2.5, 3.5, 4.5)}
+    assert set(q.tolist()) <= {scale_index(bits, "default") for bits in (3, 3.5, 4)}
     assert q.mean() == scale_index(3.5, "default")
 
 
-def test_the_default_is_the_same_for_all(folder, tmp_path):
+def test_the_default_adapts_where_a_network_is_trained_anyway(folder, tmp_path):
     for options, bits in (
-        (EncodeOptions(), 4),
-        (EncodeOptions(transform="pixel", drop=0), 6),
-        (EncodeOptions(bits=5), 5),
+        (EncodeOptions(), "auto:4"),
+        (EncodeOptions(keep=1), "auto:4"),
+        (EncodeOptions(keep=1, drop=0), "4"),
+        (EncodeOptions(method="random", drop=0), "4"),
+        (EncodeOptions(transform="pixel", drop=0), "6"),
+        (EncodeOptions(bits=5), "5"),
+        (EncodeOptions(bits="auto", keep=1, drop=0), "auto:4"),
     ):
         result = encode(folder, tmp_path / "x.dqz", options, overwrite=True)
-        assert result.options.bits == str(bits)
+        assert result.options.bits == bits
         found = columns(tmp_path / "x.dqz")
-        assert set(found["bits"].tolist()) == {bits}
-        assert "distance" not in found
+        assert ("distance" in found) == bits.startswith("auto")
+        assert (np.ptp(found["scale"]) > 0) == bits.startswith("auto")
 
 
 def test_the_total_distance_falls(folder, tmp_path):
@@ -101,11 +111,12 @@ def test_the_total_distance_falls(folder, tmp_path):
     assert ours < same
 
 
-@pytest.mark.parametrize("bits", ["auto:2", "auto:8", "rank:7.5", "auto:2.5"])
+@pytest.mark.parametrize("bits", ["auto:2", "auto:8", "rank:7.5", "rank:2.5", "auto:2.4"])
 def test_no_room_for_a_bit_more_and_less(folder, tmp_path, bits):
     result = encode(folder, tmp_path / "x.dqz", EncodeOptions(keep=1, drop=0, transform="dct", bits=bits))
     mean = bits.partition(":")[2]
-    assert f"{bits} leaves no room for a bit less and more, so every sample has {mean} bits" in result.notes
+    less = "a bit" if "rank" in bits else "0.5 bits"
+    assert f"{bits} leaves no room for {less} less and more, so every sample has {mean} bits" in result.notes
     assert result.options.bits == mean
     assert "proxy" not in result.seconds
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dqcodec.errors import OptionError
+
 Array = npt.NDArray[Any]
 
 MIN_BITS, MAX_BITS = 2, 8
@@ -51,6 +53,22 @@ def quantize(values: Array, bits: int) -> tuple[Array, int]:
     index = int(np.searchsorted(SCALES.astype(np.float64) * m, np.abs(x).max(initial=0)))
     levels = np.clip(np.rint(x / SCALES[index]), -m, m)
     return levels.astype(np.int8), index
+
+
+def quantize_real(values: Array, bits: int) -> tuple[Array, Array]:
+    """Levels and scales of rows of real numbers, as above but around 0 and with the scale s = max|x| / m itself.
+
+    values   float32 (n, k), finite
+    bits     MIN_BITS..MAX_BITS
+    returns  (int8 (n, k), -m..m; float32 (n,)); x' = q s in float32
+    """
+    largest = np.abs(values).max(1, initial=0)
+    if not np.isfinite(largest).all():
+        raise OptionError(f"row {int((~np.isfinite(largest)).argmax())} has values that are not finite")
+    m = max_level(bits)
+    scale = (largest / np.float32(m)).astype(np.float32)
+    divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
+    return np.clip(np.rint(values / divisor), -m, m).astype(np.int8), scale
 
 
 def dequantize(levels: Array, scale: npt.ArrayLike) -> Array:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import Bits, parse
+from dqcodec.bits import Bits, parse, reach_of
 from dqcodec.codec import quantize
 from dqcodec.container.spec import MAX_PATCHES
 from dqcodec.errors import OptionError, SourceError
@@ -217,8 +217,8 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
         counts = f"{small:,} of {len(probes):,} images are smaller than {size} pixels"
         run.notes.append(f"{counts} and were enlarged; choose a smaller --size to avoid that")
     channels = max(found.channels for found in probes)
-    options = replace(options, bits=str(_bits(options, transform, run)))
     images = Images(folder, usable, options, size, patch, channels, device, work)
+    images = images.having(bits=str(_bits(images, run)))
     if images.selects:
         check_bins(images.bins, len(images), len(folder.classes))
     by_network = options.method == "adq" or (options.method != "random" and not options.features.endswith(".npy"))
@@ -227,20 +227,26 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
     return images
 
 
-def _bits(options: EncodeOptions, transform: str, run: Run) -> Bits:
-    """What --bits says, or the default, if no target size decides; equal widths where a bit less or more would not be
-    allowed."""
-    low, high = quantize.MIN_BITS, quantize.MAX_BITS
-    bits = Bits("fixed", None) if options.bits is None else parse(options.bits)
-    if bits.mean is None and (options.target_size is None or options.keep == AUTO):
-        bits = replace(bits, mean=DEFAULT_BITS[transform])
-    if bits.mean is None:
-        return bits
-    if transform == "pixel" and bits.mean != int(bits.mean):
+def _bits(images: Images, run: Run) -> Bits:
+    """What --bits says, or the default. Equal widths where a bit less or more would not be allowed, and by default with
+    pixel, where the adaptive ones gain nothing, or where they alone would need a network."""
+    options, transform, low, high = images.options, images.transform, quantize.MIN_BITS, quantize.MAX_BITS
+    if options.bits is None:
+        network = images.drops or images.sees_by_proxy
+        bits = Bits("auto" if transform == "dct" and network else "fixed", None)
+    else:
+        bits = parse(options.bits)
+    if options.target_size is not None and options.keep != AUTO:
+        return bits  # the mean is found later
+    mean = DEFAULT_BITS[transform] if bits.mean is None else bits.mean
+    bits = Bits(bits.mode, mean)
+    if transform == "pixel" and mean % 1:
         raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low} to {high}")
-    if options.target_size is None and bits.mode != "fixed" and not low + 1 <= bits.mean <= high - 1:
-        run.notes.append(f"{bits} leaves no room for a bit less and more, so every sample has {bits.mean:g} bits")
-        return Bits("fixed", bits.mean)
+    reach = reach_of(bits.mode, transform)
+    if options.target_size is None and not low + reach <= mean <= high - reach:
+        less = "a bit" if reach == 1 else f"{reach:g} bits"
+        run.notes.append(f"{bits} leaves no room for {less} less and more, so every sample has {mean:g} bits")
+        return Bits("fixed", mean)
     return bits
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import allocate, allocate_bytes, convex, rank
+from dqcodec.bits import allocate, allocate_bytes, convex, rank, reach_of
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format, decode
 from dqcodec.container.spec import unpack_mask
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-BATCH = 256
+BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | 
         raise ValueError("the mean width is not known yet")
     if proxy is None or bits.mode == "fixed":
         return Widths(np.full(len(kept), whole(images, bits.mean)), None)
-    centre = float(np.clip(whole(images, bits.mean), quantize.MIN_BITS + 1, quantize.MAX_BITS - 1))
+    reach = reach_of(bits.mode, images.transform)
+    centre = float(np.clip(whole(images, bits.mean), quantize.MIN_BITS + reach, quantize.MAX_BITS - reach))
     equal = np.full(len(kept), centre)
-    widths = [centre - 1, centre, centre + 1] if bits.mode == "auto" else [centre]
+    widths = [centre - reach, centre, centre + reach] if bits.mode == "auto" else [centre]
     measured, sizes = _measure(images, proxy, kept, masks, widths, by_bytes and bits.mode == "auto", run)
     if not np.isfinite(measured).all() or not measured.any():
         what = "vanish" if np.isfinite(measured).all() else "are not finite"
@@ -59,7 +60,7 @@ def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | 
         more = allocate(convex(measured), len(kept))
     else:
         more = allocate_bytes(measured, sizes, float(np.exp(np.interp(bits.mean, widths, np.log(sizes.sum(0))))))
-    return Widths(equal - 1 + more, middle)
+    return Widths(equal + reach * (more - 1), middle)
 
 
 def whole(images: Images, bits: float) -> float:

@@ -1,4 +1,4 @@
-"""The numcodecs codec dqc_dct, found by its name, in a real Zarr array."""
+"""The numcodecs codecs dqc_dct and dqc_linear, found by their names, in real Zarr arrays."""
 
 import numcodecs
 import numpy as np
@@ -6,9 +6,11 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from test_dct import picture
 
-from dqcodec.codec.numcodec import DctCodec
+from dqcodec.codec import quantize
+from dqcodec.codec.numcodec import _LINEAR_HEAD, DctCodec, LinearCodec
 from dqcodec.errors import FormatError, OptionError
 
 
@@ -71,3 +73,81 @@ def test_changed_chunks_are_refused_or_decode(data):
 
 
 CHUNK = DctCodec().encode(images(3, 20, 20))
+
+
+ROWS = st.tuples(st.integers(0, 5), st.integers(0, 40))
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.uint8, ROWS), st.integers(2, 8))
+def test_linear_gives_what_files_hold(values, bits):
+    codec = numcodecs.get_codec({"id": "dqc_linear", "bits": bits})
+    data = codec.encode(values)
+    assert len(data) == _LINEAR_HEAD.size + len(values) + -(-values.size * bits // 8)
+    expected = [quantize.dequantize(*quantize.quantize(row, bits)) for row in values]
+    back = codec.decode(data)
+    assert np.array_equal(back, np.array(expected, np.uint8).reshape(values.shape))
+    out = np.zeros_like(values)
+    codec.decode(data, out=out)
+    assert np.array_equal(out, back)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, ROWS, elements=st.floats(-(2.0**100), 2.0**100, width=32)), st.integers(2, 8))
+def test_linear_with_real_numbers(values, bits):
+    back = LinearCodec(bits).decode(LinearCodec(bits).encode(values))
+    assert back.dtype == np.float32
+    largest = np.abs(values.astype(float)).max(1, initial=0, keepdims=True)
+    assert (np.abs(back - values.astype(float)) <= largest / quantize.max_level(bits) * 0.50001 + 1e-37).all()
+
+
+def test_linear_is_bit_packed():
+    """Levels -1, 0, 1, -1, 0 of scale 1 in two bits each, plus one: 0, 1, 2, 0, 1 from the lowest bit on."""
+    data = LinearCodec(2).encode(np.array([[-1, 0, 1, -1, 0]], np.float32))
+    assert data == _LINEAR_HEAD.pack(b"DQCL", 1, 1, 2, 1, 5) + np.float32(1).tobytes() + bytes([0b00_10_01_00, 0b01])
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("uint8", 5), ("float32", 0.05)])
+def test_linear_in_a_zarr_array(kind, limit):
+    values = np.random.default_rng(0).random((7, 5, 3)).astype("f4") * 2 - 1
+    values = (values * 127 + 128).astype("uint8") if kind == "uint8" else values
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(), shape=values.shape, dtype=kind, chunks=(3, 5, 3), zarr_format=2,
+        filters=[LinearCodec(bits=6)], compressors=None,
+    )  # fmt: skip
+    array[:] = values
+    assert np.abs(array[:].astype(float) - values).max() < limit
+    assert np.array_equal(array[4], array[:][4])
+
+
+def test_more_values_than_a_block():
+    values = np.random.default_rng(0).random((2, 700_001), np.float32)
+    assert np.abs(LinearCodec(7).decode(LinearCodec(7).encode(values)) - values).max() < 0.5 / 63 + 1e-6
+
+
+def test_linear_wrong_arguments():
+    for bits in (1, 9, 2.5, "6", None):
+        with pytest.raises(OptionError, match=r"bits: .*; allowed: whole bits, 2 to 8"):
+            LinearCodec(bits)
+    for wrong in (np.zeros(3), np.uint8(3), np.zeros((2, 2), ">f4"), np.zeros(2, complex)):
+        with pytest.raises(OptionError, match="allowed: uint8 or float32"):
+            LinearCodec().encode(wrong)
+    for value in (np.nan, np.inf):
+        with pytest.raises(OptionError, match="row 1 has values that are not finite"):
+            LinearCodec().encode(np.array([[1, 2], [3, value]], np.float32))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), kind=st.sampled_from([np.uint8, np.float32]))
+def test_changed_linear_chunks_are_refused_or_decode(data, kind):
+    chunk = bytearray(LinearCodec(3).encode(np.arange(30).reshape(3, 10).astype(kind)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        chunk[data.draw(st.integers(0, len(chunk) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.sampled_from([len(chunk), len(chunk) - 1, 23, 3]))
+    try:
+        found = LinearCodec().decode(bytes(chunk[:cut]))
+    except FormatError:
+        return
+    assert found.dtype in (np.uint8, np.float32)
+    assert np.isfinite(found).all()
+    assert found.size <= 4 * len(chunk)

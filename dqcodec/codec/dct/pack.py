@@ -18,12 +18,11 @@ import numpy.typing as npt
 from dqcodec.codec.dct import encoder, search, train
 from dqcodec.codec.dct.coder import Format
 from dqcodec.codec.dct.tables import BUCKETS, EFFORTS, TOTAL, Tables, alias_parts, alphabet, pack
-from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS
+from dqcodec.codec.dct.transform import CHROMA_STEP, PLAIN_NOTCHES, STEPS
 
 Array = npt.NDArray[Any]
 
 LAMBDA = {True: 0.28, False: 0.12}  # steps^2 a bit
-PLAIN_NOTCHES = 9  # the plain quantiser's points lie one step apart, the dependent's two: 2^(9/16) evens the quality
 STORED_MEMBERS = 3200  # bytes of four columns but for their values
 MAX_OPERATIONS = 3  # of a coefficient; a block has two more
 
