@@ -35,8 +35,8 @@ from dqcodec.container.spec import Array
 from dqcodec.data.dataset import fill_mean, fill_smooth
 from dqcodec.models import checkpoints, proxy
 from dqcodec.models.gradcam import patch_scores
-from dqcodec.models.mae import join, split, whole
-from dqcodec.patches import drop_count, keep_mask
+from dqcodec.models.mae import whole
+from dqcodec.patches import drop_count, join, keep_mask, split
 from dqcodec.smooth import smooth
 from dqcodec.sources.folder import scan
 from dqcodec.sources.images import read, thumbnail
@@ -86,7 +86,7 @@ def fillers(size: int, patch: int) -> dict[str, Fill]:
     grid = (size // patch, size // patch)
 
     def harmonic(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        found = smooth(split(images.float(), patch), mask, grid, HARMONIC_SWEEPS)
+        found: torch.Tensor = smooth(split(images.float(), patch), mask, grid, HARMONIC_SWEEPS)
         return join((found + 0.5).clamp(0, 255).to(torch.uint8), grid)
 
     def opencv(images: torch.Tensor, mask: torch.Tensor, radius: int, method: int) -> torch.Tensor:

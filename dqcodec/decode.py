@@ -24,7 +24,7 @@ from dqcodec.codec.dct.tables import Tables, default
 from dqcodec.container.reader import Reader
 from dqcodec.container.spec import MAE
 from dqcodec.errors import FormatError, OptionError
-from dqcodec.patches import fill_mean, split, to_images, to_units
+from dqcodec.patches import fill_mean, join, split, to_units
 from dqcodec.smooth import smooth
 
 Array = npt.NDArray[Any]
@@ -139,9 +139,9 @@ class DQZFile:
         header = self.reader.header
         patches = split(images, header.patch)
         if fill == "mean":
-            return to_images(fill_mean(patches, mask), header.grid)
+            return join(fill_mean(patches, mask), header.grid)
         filled = smooth(patches.astype(np.float32), mask, header.grid)
-        return to_images((filled + 0.5).clip(0, 255).astype(np.uint8), header.grid)
+        return join((filled + 0.5).clip(0, 255).astype(np.uint8), header.grid)
 
     @property
     def mae(self) -> tuple[str, str] | None:
@@ -162,7 +162,7 @@ class DQZFile:
         kept = self.kept(indices)
         patches = np.zeros((*kept.mask.shape, *kept.levels.shape[1:]), np.uint8)
         patches[kept.mask] = quantize.dequantize(kept.levels, kept.scale[:, None, None, None])
-        return to_images(patches, self.reader.header.grid), kept.mask
+        return join(patches, self.reader.header.grid), kept.mask
 
     def _placed_dct(self, indices: Sequence[int] | Array) -> tuple[Array, Array]:
         reader, header, columns = self.reader, self.reader.header, self.reader.columns

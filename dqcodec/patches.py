@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Arrays = TypeVar("Arrays", bound=Any)  # of numpy or of torch
 
 
 def to_patches(image: Array, patch: int) -> Array:
@@ -17,24 +18,32 @@ def to_patches(image: Array, patch: int) -> Array:
     return blocks.transpose(0, 2, 4, 1, 3).reshape(-1, channels, patch, patch)
 
 
-def split(images: Array, patch: int) -> Array:
-    """(n, C, H, W) -> (n, P, C, p, p), the inverse of `to_images`."""
+def split(images: Arrays, patch: int) -> Arrays:
+    """(n, C, H, W) -> (n, P, C, p, p), patches in row-major order, of numpy or torch."""
     n, channels, height, width = images.shape
-    blocks = images.reshape(n, channels, height // patch, patch, width // patch, patch).transpose(0, 2, 4, 1, 3, 5)
-    return blocks.reshape(n, -1, channels, patch, patch)
+    rows, columns = height // patch, width // patch
+    blocks = _turned(images.reshape(n, channels, rows, patch, columns, patch), (0, 2, 4, 1, 3, 5))
+    patches: Arrays = blocks.reshape(n, rows * columns, channels, patch, patch)
+    return patches
+
+
+def join(patches: Arrays, grid: tuple[int, int]) -> Arrays:
+    """The inverse of `split`, P = rows * columns of the grid."""
+    n, _, channels, side, _ = patches.shape
+    blocks = _turned(patches.reshape(n, *grid, channels, side, side), (0, 3, 1, 4, 2, 5))
+    images: Arrays = blocks.reshape(n, channels, grid[0] * side, grid[1] * side)
+    return images
+
+
+def _turned(array: Any, axes: tuple[int, ...]) -> Any:
+    """The array with its axes in this order."""
+    return array.transpose(axes) if isinstance(array, np.ndarray) else array.permute(axes)
 
 
 def to_units(mask: Array, grid: tuple[int, int], times: int) -> Array:
     """The mask bool (n, P) of a grid whose patches are cut into `times` x `times` units each."""
     units: Array = mask.reshape(len(mask), *grid).repeat(times, 1).repeat(times, 2).reshape(len(mask), -1)
     return units
-
-
-def to_images(patches: Array, grid: tuple[int, int]) -> Array:
-    """(n, P, C, p, p) -> (n, C, H, W), P = rows * columns of the grid."""
-    n, _, channels, side, _ = patches.shape
-    blocks = patches.reshape(n, *grid, channels, side, side).transpose(0, 3, 1, 4, 2, 5)
-    return blocks.reshape(n, channels, grid[0] * side, grid[1] * side)
 
 
 def drop_count(patches: int, drop: float) -> int:

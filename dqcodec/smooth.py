@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dqcodec.patches import join, split
+
 Array = npt.NDArray[Any]
 
 SWEEPS = 8  # over all dropped patches: with 25% dropped within 0.1 dB of the limit
@@ -54,10 +56,7 @@ def _halved(patches: Any) -> Any:
 
 def _doubled(patches: Any, grid: tuple[int, int]) -> Any:
     """The inverse, interpolated linearly across the patches of an image."""
-    n, _, channels, side, _ = patches.shape
-    images = patches.reshape(n, *grid, channels, side, side).swapaxes(2, 3).swapaxes(1, 2).swapaxes(3, 4)
-    images = images.reshape(n, channels, grid[0] * side, grid[1] * side)
-    return _to_patches(_enlarged(images, 2), grid)
+    return split(_enlarged(join(patches, grid), 2), 2 * patches.shape[-1])
 
 
 def _guess(patches: Any, kept: Any, grid: tuple[int, int]) -> Any:
@@ -72,20 +71,13 @@ def _guess(patches: Any, kept: Any, grid: tuple[int, int]) -> Any:
     for _ in range(GUESS_SWEEPS):
         found = colour + (1 - kept) * (sum(found[:, part] for part in neighbours) / 4)
     found = found.reshape(n, *grid, channels).swapaxes(2, 3).swapaxes(1, 2)  # (n, C, rows, columns)
-    return _to_patches(_enlarged(found, side), grid)
+    return split(_enlarged(found, side), side)
 
 
 def _enlarged(images: Any, times: int) -> Any:
     """(n, C, h, w) -> (n, C, h * times, w * times), linear between the middles of pixels."""
     down, across = (_like(images, _interpolation(cells, times)) for cells in images.shape[2:])
     return down @ images @ across.swapaxes(0, 1)
-
-
-def _to_patches(images: Any, grid: tuple[int, int]) -> Any:
-    """(n, C, H, W) -> (n, P, C, p, p)."""
-    n, channels, side = len(images), images.shape[1], images.shape[2] // grid[0]
-    blocks = images.reshape(n, channels, grid[0], side, grid[1], side)
-    return blocks.swapaxes(3, 4).swapaxes(1, 2).swapaxes(2, 3).reshape(n, grid[0] * grid[1], channels, side, side)
 
 
 @lru_cache(64)

@@ -3,14 +3,14 @@ from conftest import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqcodec.patches import drop_count, fill_mean, keep_mask, to_images, to_patches
+from dqcodec.patches import drop_count, fill_mean, join, keep_mask, to_patches
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 3]))
 def test_patches_and_back(rows, columns, patch, channels):
     image = np.random.default_rng(0).integers(0, 256, (rows * patch, columns * patch, channels), dtype=np.uint8)
     patches = to_patches(image, patch)
-    assert_same(to_images(patches[None], (rows, columns))[0], image.transpose(2, 0, 1))
+    assert_same(join(patches[None], (rows, columns))[0], image.transpose(2, 0, 1))
     for k in range(rows * columns):  # row-major numbering
         y, x = k // columns * patch, k % columns * patch
         assert_same(patches[k], image[y : y + patch, x : x + patch].transpose(2, 0, 1))

@@ -16,7 +16,7 @@ BIN = Path(sys.executable).parent
 def test_the_command_line(photo_folder, tmp_path):
     (tmp_path / "photos").symlink_to(photo_folder)
     commands = re.findall(r"^    (dqcodec .*?)(?:  +#.*)?$", README, re.M)
-    assert len(commands) == 5
+    assert len(commands) == 7
     for command in commands:
         done = subprocess.run([BIN / shlex.split(command)[0], *shlex.split(command)[1:]], cwd=tmp_path)
         assert done.returncode == 0, command

@@ -5,7 +5,7 @@ from conftest import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqcodec.patches import split, to_images
+from dqcodec.patches import join, split
 from dqcodec.smooth import smooth
 
 
@@ -42,7 +42,7 @@ def test_it_is_the_harmonic_image(case):
     """Against a dense solve of the whole image; with so many sweeps nothing of the guess is left."""
     rng, grid, patch, mask = case
     images = rng.uniform(0, 255, (2, 1, grid[0] * patch, grid[1] * patch))
-    found = to_images(smooth(split(images, patch), mask, grid, sweeps=600), grid)
+    found = join(smooth(split(images, patch), mask, grid, sweeps=600), grid)
     for image, kept, row in zip(images, mask, found, strict=True):
         known = kept.reshape(grid).repeat(patch, 0).repeat(patch, 1)
         np.testing.assert_allclose(row[0], harmonic(image[0], known), atol=0.02)

@@ -29,9 +29,9 @@ from dqcodec.codec.dct.pack import Encoder, scale_index
 from dqcodec.codec.dct.tables import built_in
 from dqcodec.models import checkpoints
 from dqcodec.models.gradcam import patch_means
-from dqcodec.models.mae import MAE, MAEConfig, split
+from dqcodec.models.mae import MAE, MAEConfig
 from dqcodec.models.training import Batch, fit
-from dqcodec.patches import keep_mask, to_units
+from dqcodec.patches import keep_mask, split, to_units
 
 Array = npt.NDArray[Any]
 

@@ -25,8 +25,8 @@ from dqcodec.container.spec import MAE as MAE_COLUMN
 from dqcodec.decode import DQZFile, Kept, check_index
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.models import checkpoints
-from dqcodec.models.mae import MAE, join
-from dqcodec.models.mae import split as split_patches
+from dqcodec.models.mae import MAE
+from dqcodec.patches import join, split
 from dqcodec.smooth import smooth
 
 Array = npt.NDArray[Any]
@@ -174,7 +174,7 @@ def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
 def fill_smooth(images: Tensor, mask: Tensor, patch: int) -> Tensor:
     """Images (n, C, H, W) whose dropped patches are interpolated; DQZFile.images is the reference."""
     grid = images.shape[2] // patch, images.shape[3] // patch
-    filled = smooth(split_patches(images.float(), patch), mask, grid)
+    filled: Tensor = smooth(split(images.float(), patch), mask, grid)
     return join((filled + 0.5).clamp(0, 255).to(torch.uint8), grid)
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqcodec.errors import OptionError
+from dqcodec.patches import join, split
 from dqcodec.smooth import smooth
 
 Array = npt.NDArray[Any]
@@ -310,20 +311,6 @@ def resize(images: Tensor, size: Sequence[int]) -> Tensor:
 def whole(mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """The mask bool (N, P) for each pixel, bool (N, 1, H, W)."""
     return mask.reshape(-1, 1, *grid).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-
-
-def split(images: Tensor, patch: int) -> Tensor:
-    """(N, C, H, W) -> (N, P, C, p, p), patches in row-major order."""
-    n, c, h, w = images.shape
-    blocks = images.reshape(n, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
-    return blocks.reshape(n, (h // patch) * (w // patch), c, patch, patch)
-
-
-def join(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The inverse of `split`."""
-    n, _, c, p, _ = patches.shape
-    blocks = patches.reshape(n, *grid, c, p, p).permute(0, 3, 1, 4, 2, 5)
-    return blocks.reshape(n, c, grid[0] * p, grid[1] * p)
 
 
 @lru_cache(64)

@@ -18,7 +18,7 @@ from dqcodec.container.spec import unpack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.errors import SourceError
 from dqcodec.parallel import ordered_map
-from dqcodec.patches import to_images, to_patches, to_units
+from dqcodec.patches import join, to_patches, to_units
 from dqcodec.run import Run
 from dqcodec.stages.images import Images, attempt, check_any
 
@@ -95,7 +95,7 @@ def with_pixel(images: Images) -> Packer:
         for k, payload in enumerate(payloads):
             levels = pixel.decode(payload, (int(masks[k].sum()), *patches.shape[2:]), int(columns["bits"][k]))
             patches[k, masks[k]] = quantize.dequantize(levels, columns["scale"][k])
-        return to_images(patches, images.grid)
+        return join(patches, images.grid)
 
     return Packer(pack, unpack, {}, {})
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.parallel import ordered_map
+from dqcodec.patches import join, split
 from dqcodec.run import Run
 from dqcodec.smooth import smooth
 from dqcodec.stages.code import Coded, Packer, mask_of
@@ -72,7 +73,6 @@ def _batches(
     """Endless batches of random kept images; of large grids a window."""
     import torch
 
-    from dqcodec.models.mae import WINDOW, join, split
     from dqcodec.models.training import Batch
 
     rng, grid = np.random.default_rng(images.options.seed), images.grid
@@ -92,13 +92,22 @@ def _batches(
         whole = torch.from_numpy(np.ascontiguousarray(target)).to(images.place).float().expand(-1, 3, -1, -1)
         holes = split(torch.from_numpy(seen).to(images.place).float().expand(-1, 3, -1, -1), images.patch)
         shown = [model.native(x, grid, images.patch) for x in (join(smooth(holes, there, grid), grid), whole)]
-        window = [slice(start, start + WINDOW) for start in rng.integers(0, np.maximum(1, np.array(grid) - WINDOW + 1))]
-        index = np.arange(mask.shape[1]).reshape(grid)[*window]
-        rows = np.flatnonzero(mask[:, index.ravel()].any(1))
+        index = _window(grid, rng)
+        mask = mask[:, index.ravel()]
+        rows = np.flatnonzero(mask.any(1))
         if len(rows):
-            even = torch.from_numpy(_even(mask[rows][:, index.ravel()], rng)).to(images.place)
+            even = torch.from_numpy(_even(mask[rows], rng)).to(images.place)
             seen_rows, target_rows = (part[rows][:, index.ravel()] for part in shown)
             yield Batch(seen_rows, target_rows, even, index.shape)
+
+
+def _window(grid: tuple[int, int], rng: np.random.Generator) -> Array:
+    """int64 (rows, columns): the places of a random part of the patch grid, of the size that the network sees."""
+    from dqcodec.models.mae import WINDOW
+
+    first = rng.integers(0, np.maximum(1, np.array(grid) - WINDOW + 1))
+    part: Array = np.arange(grid[0] * grid[1]).reshape(grid)[first[0] :, first[1] :][:WINDOW, :WINDOW]
+    return part
 
 
 def _even(mask: Array, rng: np.random.Generator) -> Array:

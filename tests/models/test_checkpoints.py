@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from dqcodec.errors import OptionError
 from dqcodec.models import checkpoints
-from dqcodec.models.mae import MAE, MAEConfig, split
+from dqcodec.models.mae import MAE, MAEConfig
+from dqcodec.patches import split
 
 TINY = MAEConfig(16, 4, 3, 32, 2, 2, 16, 1, 2)
 

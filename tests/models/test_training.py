@@ -1,8 +1,9 @@
 import numpy as np
 import torch
 
-from dqcodec.models.mae import MAE, MAEConfig, split
+from dqcodec.models.mae import MAE, MAEConfig
 from dqcodec.models.training import Batch, Muon, fit, loss_of, orthogonal
+from dqcodec.patches import split
 
 SMALL = MAEConfig(16, 4, 3, 32, 1, 2, 32, 1, 2, smooth=2)
 
