@@ -1,6 +1,6 @@
 """What is gained by giving samples bits by gradient distance?
 
-    python benchmarks/bits.py TRAIN NAME [TEST]      FOLDER/<class>/*, results/bits-NAME.json and .png
+    python benchmarks/bits.py TRAIN NAME [TEST]      FOLDER/<class>/*; results/bits-NAME.json, .png
 
 Distance: a proxy is trained on the images of TRAIN (at most 15,000), and distances and coded bytes of 4,000 of them are
 measured, with no patch dropped, at the mean width and half a bit (dct) and a bit less and more. Beside each other, at
@@ -8,7 +8,7 @@ the same mean width: equal widths, `rank`, `auto` as `--bits auto` does it, and 
 The picture shows the ten images with the smallest and the ten with the largest distances at 4 bits of `pixel`, as the
 paper's Figure 2 does.
 
-Accuracy, with TEST: the same small network is trained on 10,000 images, coded at equal widths or by `auto`, at the same
+Accuracy, with TEST (results/bits-accuracy-NAME.json): the same small network is trained on 10,000 images, coded at equal widths or by `auto`, at the same
 coded bytes (payload alone; what `--target-size` does), with several seeds, and tested on TEST as it is.
 """
 
@@ -166,7 +166,8 @@ def main() -> None:
     if len(sys.argv) > 3:
         learned = np.sort(np.random.default_rng(2).permutation(len(images))[:LEARNED])
         found = accuracies(model, images[learned], labels[learned], classes, load(sys.argv[3]))
-        save(f"bits-{name}", result | {"trained on": len(learned), "accuracy": found})
+        question = "Does a network get better when bits follow the gradient distance, at equal coded bytes?"
+        save(f"bits-accuracy-{name}", {"question": question, "images": len(learned), "sets": found})
 
 
 if __name__ == "__main__":

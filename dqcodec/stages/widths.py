@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from dqcodec.run import Run
 from dqcodec.stages.images import Images
 
 if TYPE_CHECKING:
+    from dqcodec.codec.dct import pack as dct
     from dqcodec.models.proxy import Proxy
 
 Array = npt.NDArray[Any]
@@ -107,6 +109,15 @@ class Seen:
     sizes: Callable[[], Array]
 
 
+@lru_cache(4)
+def _encoder(size: int, channels: int) -> dct.Encoder:
+    """For whole images, with built-in tables. The effort is fast, as the search changes bytes more than pixels."""
+    from dqcodec.codec.dct.pack import Encoder, dependent
+    from dqcodec.codec.dct.tables import built_in
+
+    return Encoder(Format(size, size, channels, built_in(16, dependent("fast"))), "fast")
+
+
 def code_at(seen: Array, transform: str, bits: float, workers: int) -> Seen:
     """Images, uint8 (n, s, s, C), coded whole with so many bits."""
     if transform == "pixel":
@@ -115,15 +126,17 @@ def code_at(seen: Array, transform: str, bits: float, workers: int) -> Seen:
         levels, scale = np.stack([levels[0] for levels, _ in packed]), np.array([scale for _, scale in packed])
         images = quantize.dequantize(levels, scale[:, None, None, None]).transpose(0, 2, 3, 1)
         return Seen(images, lambda: np.array([len(pixel.encode(levels, width)) for levels, _ in packed]))
-    from dqcodec.codec.dct import pack as dct
-    from dqcodec.codec.dct.tables import built_in
+    from dqcodec.codec.dct.pack import scale_index
 
-    effort = "fast"  # the search changes bytes more than pixels
-    size, channels = seen.shape[1], seen.shape[3]
-    form = Format(size, size, channels, built_in(16, dct.dependent(effort)))
-    encoder, q = dct.Encoder(form, effort), dct.scale_index(bits, effort)
-    kept = np.ones((len(seen), form.rows * form.columns), np.uint8)
-    coded = list(ordered_map(lambda image: encoder.encode(image, kept[0], q), list(seen), workers))
+    encoder = _encoder(seen.shape[1], seen.shape[3])
+    form, q = encoder.form, scale_index(bits, encoder.effort)
+    channels, kept = form.channels, np.ones((len(seen), form.rows * form.columns), np.uint8)
+    parts = np.array_split(np.arange(len(seen)), workers)  # a task for each image would cost as much as the image
+
+    def code(part: Array) -> list[tuple[bytes, int]]:
+        return [encoder.encode(seen[row], kept[row], q) for row in part]
+
+    coded = [each for part in ordered_map(code, parts, workers) for each in part]
     payloads = [payload for payload, _ in coded]
     colour = np.array([colour for _, colour in coded]) if channels == 3 else None
     images = decode(form, payloads, kept, np.full(len(seen), q, np.uint8), colour).transpose(0, 2, 3, 1)
