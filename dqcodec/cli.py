@@ -96,7 +96,7 @@ def encode(
             help="Nominal bits a value, 2 to 8: more is better and larger, one bit halves the error; dct takes "
             "fractions. [b]4[/b]: of all images; [b]auto:4[/b]: by image, where the gradients of the proxy suffer "
             "most, with this mean; [b]rank:4[/b]: one more or less for the most and least sensitive quarter.",
-            show_default="4 with dct, 6 with pixel",
+            show_default="4 with dct, auto:4 where a network is trained anyway; 6 with pixel",
         ),
     ] = None,
     target_size: Annotated[
