@@ -8,9 +8,9 @@ the same mean width: equal widths, `rank`, `auto` as `--bits auto` does it, and 
 The picture shows the ten images with the smallest and the ten with the largest distances at 4 bits of `pixel`, as the
 paper's Figure 2 does.
 
-Accuracy, with TEST (results/bits-accuracy-NAME.json): the same small network is trained on 10,000 images, coded at equal
-widths or by `auto`, at the same coded bytes (payload alone; what `--target-size` does), with several seeds, and tested
-on TEST as it is.
+Accuracy, with TEST (results/bits-accuracy-NAME.json): the same small network is trained on 10,000 images, coded at
+equal widths or by `auto`, at the same coded bytes (payload alone; what `--target-size` does), with several seeds, and
+tested on TEST as it is.
 """
 
 from __future__ import annotations
