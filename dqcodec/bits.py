@@ -41,18 +41,20 @@ class Bits:
         return number if self.mode == "fixed" and number else f"{self.mode}:{number}".rstrip(":")
 
 
-def parse(text: str | float) -> Bits:
+def parse(text: object) -> Bits:
     """OptionError where it is none of "6", "auto:6", "rank:6" with 2 to 8 bits, "fixed", "auto", "rank"."""
-    if text in MODES:
-        return Bits(str(text), None)
-    mode, colon, number = str(text).rpartition(":")
+    if isinstance(text, str) and text in MODES:
+        return Bits(text, None)
+    known = isinstance(text, str | float) or (isinstance(text, int) and abs(text) < 1000)
+    mode, colon, number = (str(text) if known else "").rpartition(":")
     try:
         found = Bits(mode if colon else "fixed", float(number))
     except ValueError:
         found = Bits("", None)
     wrong = found.mode not in MODES or (colon and mode == "fixed")
     if wrong or found.mean is None or not MIN_BITS <= found.mean <= MAX_BITS:
-        raise OptionError(f"bits: {text!r}; allowed: {MIN_BITS} to {MAX_BITS} bits, as in 6, auto:6, rank:6, auto")
+        what = repr(text) if known else f"a {type(text).__name__}"
+        raise OptionError(f"bits: {what}; allowed: {MIN_BITS} to {MAX_BITS} bits, as in 6, auto:6, rank:6, auto")
     return found
 
 

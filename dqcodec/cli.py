@@ -249,7 +249,8 @@ def main() -> None:
     try:
         app()
     except OptionError as error:
-        _fail(f"--{error}" if str(error).partition(":")[0].isidentifier() else str(error), 2)
+        name, _, _ = str(error).partition(":")
+        _fail(f"--{name.replace('_', '-')}{str(error)[len(name) :]}" if name.isidentifier() else str(error), 2)
     except DQZError as error:
         _fail(str(error), 1)
     except OSError as error:
@@ -365,7 +366,7 @@ def _info_table(found: Info) -> Table:
     table = _table(Path(found.path).name)
     table.add_row("samples", f"{found.samples:,}", f"{found.classes:,} classes")
     images, size = found.source.get("images"), found.source.get("bytes")
-    if isinstance(images, int) and isinstance(size, int):  # informative, so it may be anything
+    if isinstance(images, int) and isinstance(size, int) and max(images, size) < 1 << 63:  # it may be anything
         table.add_row("of", f"{images:,}", f"images, {_bytes(size)}")
     table.add_row("images", f"{found.height} x {found.width} x {found.channels}", f"patches of {found.patch}")
     table.add_row("kept patches", f"{found.kept_patches:.1%}", f"filled by {_text(found.mae)}" if found.mae else "")

@@ -141,9 +141,10 @@ def encode(
         packer = make_packer(images, kept, masks, widths.bits, run)
         draft = Draft(images, kept, masks, selection, packer, widths, mae, run)
         ladder, shift = Ladder.of(widths.bits, step(images), images.options.seed), 0.0
+        trim = options.keep == AUTO
         if budget is not None:
             with run.stage("budget"):
-                shift = approach(draft, ladder, budget, writer)
+                shift = approach(draft, ladder, budget, trim, writer)
         with Samples(images, kept, masks, packer, writer, run) as samples:
             with run.stage("pack"):
                 coded = samples.code(ladder.at(shift))
@@ -152,9 +153,9 @@ def encode(
                     draft = replace(draft, mae=train_mae(images, mae, kept, masks, coded, packer, run))
             if budget is not None:
                 with run.stage("budget"):
-                    coded = fit(draft, samples, ladder, shift, budget)
+                    coded = fit(draft, samples, ladder, shift, budget, trim)
             with run.stage("write"):
-                samples.write()
+                samples.write(coded.places)
                 if saved.found:
                     run.notes.append(f"found in the work folder: {', '.join(saved.found)}")
                 header = writer.finish(*draft.content(coded))

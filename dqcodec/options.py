@@ -32,11 +32,14 @@ def target_bytes(text: int | str, source: int) -> int:
 
     Raises OptionError where it is none of these, or not above 0.
     """
-    found = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)\s*", str(text), re.IGNORECASE)
-    number, unit = found.groups() if found and not isinstance(text, bool) else ("0", "")
+    form = r"\s*((?:[0-9]+_)*[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)\s*"
+    number = isinstance(text, int) and not isinstance(text, bool) and text > 0
+    written = str(min(text, 10**30)) if number else text
+    found = re.fullmatch(form, written, re.IGNORECASE) if isinstance(written, str) else None
+    value, unit = found.groups() if found else ("0", "")
     factor = source if unit.lower() == "x" else _UNITS.get(unit.lower(), 0)
-    size = int(min(float(number), 1e15) * factor)
-    if size < 1 and (unit.lower() != "x" or not float(number)):
+    size = int(min(float(value), 1e15) * factor)
+    if size < 1 and (unit.lower() != "x" or not float(value)):
         raise OptionError(
             f"target_size: {text!r}; allowed: bytes above 0, as in 2GB, 500MiB, 120000, or 0.1x of the source"
         )

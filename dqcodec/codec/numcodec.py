@@ -142,9 +142,7 @@ class LinearCodec(Codec):  # type: ignore[misc]
             raise OptionError(f"an array of {values.dtype} {values.shape}; allowed: uint8 or float32 (n, ...)")
         rows = values.reshape(len(values), int(np.prod(values.shape[1:])))
         if values.dtype == np.uint8:
-            pairs = [quantize.quantize(row, self.bits) for row in rows]
-            scale = np.array([index for _, index in pairs], np.uint8)
-            levels = np.array([row for row, _ in pairs], np.int8).reshape(rows.shape)
+            levels, scale = quantize.quantize_rows(rows, self.bits)
         else:
             levels, scale = quantize.quantize_real(rows, self.bits)
         head = _LINEAR_HEAD.pack(_LINEAR_MAGIC, _VERSION, _KINDS.index(values.dtype), self.bits, *rows.shape)
@@ -167,7 +165,7 @@ class LinearCodec(Codec):  # type: ignore[misc]
         scale: Array = np.frombuffer(data, scales, n, _LINEAR_HEAD.size)[:, None]
         folded = np.concatenate([np.zeros(0, np.uint8), *_unpacked(data[start:], n * k, bits)])
         m = quantize.max_level(bits)
-        if kind == 1 and not ((scale >= 0) & (scale <= np.finfo(np.float32).max / m)).all():
+        if kind == 1 and not ((scale >= 0) & (scale <= quantize.largest_scale(bits))).all():
             raise FormatError("a scale that is no finite number of at least 0")
         if folded.max(initial=0) > 2 * m:
             raise FormatError(f"a level of {int(folded.max()) - m}; allowed: {-m} to {m}")

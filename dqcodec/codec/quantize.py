@@ -47,12 +47,18 @@ def quantize(values: Array, bits: int) -> tuple[Array, int]:
     bits     MIN_BITS..MAX_BITS
     returns  (int8 of that shape, -m..m; scale index 0..255)
     """
+    levels, scale = quantize_rows(values.reshape(1, -1), bits)
+    return levels.reshape(values.shape), int(scale[0])
+
+
+def quantize_rows(values: Array, bits: int) -> tuple[Array, Array]:
+    """The same for many samples: uint8 (n, k) -> levels int8 (n, k), scale indices uint8 (n,)."""
     x = values.astype(np.float32) - np.float32(ZERO)
     m = max_level(bits)
     # max|x| / m <= s, as max|x| <= s m: float64 products of an 8-bit integer and a float32 are exact.
-    index = int(np.searchsorted(SCALES.astype(np.float64) * m, np.abs(x).max(initial=0)))
-    levels = np.clip(np.rint(x / SCALES[index]), -m, m)
-    return levels.astype(np.int8), index
+    index = np.searchsorted(SCALES.astype(np.float64) * m, np.abs(x).max(1, initial=0))
+    levels = np.clip(np.rint(x / SCALES[index][:, None]), -m, m)
+    return levels.astype(np.int8), index.astype(np.uint8)
 
 
 def quantize_real(values: Array, bits: int) -> tuple[Array, Array]:
@@ -61,14 +67,23 @@ def quantize_real(values: Array, bits: int) -> tuple[Array, Array]:
     values   float32 (n, k), finite
     bits     MIN_BITS..MAX_BITS
     returns  (int8 (n, k), -m..m; float32 (n,)); x' = q s in float32
+
+    A row whose largest value is subnormal may become zeros.
     """
     largest = np.abs(values).max(1, initial=0)
     if not np.isfinite(largest).all():
         raise OptionError(f"row {int((~np.isfinite(largest)).argmax())} has values that are not finite")
     m = max_level(bits)
-    scale = (largest / np.float32(m)).astype(np.float32)
+    scale = np.minimum(largest / np.float32(m), largest_scale(bits)).astype(np.float32)
     divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
     return np.clip(np.rint(values / divisor), -m, m).astype(np.int8), scale
+
+
+def largest_scale(bits: int) -> np.float32:
+    """The largest scale of real numbers whose product with the largest level is finite."""
+    most, m = np.finfo(np.float32).max, max_level(bits)
+    scale = np.float32(float(most) / m)
+    return scale if float(scale) * m <= most else np.nextafter(scale, np.float32(0))
 
 
 def dequantize(levels: Array, scale: npt.ArrayLike) -> Array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import os
 import secrets
 import zipfile
@@ -185,15 +184,18 @@ def size_of(header: Header, lengths: Array, columns: Mapping[str, Array]) -> int
     """Bytes of the file that a Writer would make of samples of these lengths; `columns` as for `finish`."""
     total, group = int(lengths.sum()), checksum_group(lengths)
     header = replace(header, samples=len(lengths), checksum_group=group, fingerprint="0" * 64)
-    sums = np.random.default_rng(0).integers(0, 1 << 32, -(-len(lengths) // group), np.uint32)  # no more compressible
-    everything = {"length": lengths, "checksum": sums, **columns}
-    with io.BytesIO() as buffer, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.open(_info(f"{spec.PAYLOAD}/c/0"), "w", force_zip64=True).close()
-        for name, data in _column_members(header, total, everything):
-            archive.writestr(_info(name), data)
-        archive.writestr(_info(spec.ROOT), header.to_json())
-        archive.close()
-        return total + len(buffer.getvalue())
+    everything = {"length": lengths, "checksum": np.zeros(-(-len(lengths) // group), np.uint32), **columns}
+    members = [(name, len(data)) for name, data in _column_members(header, total, everything)]
+    members.append((spec.ROOT, len(header.to_json())))
+
+    limit = zipfile.ZIP64_LIMIT  # beyond it, sizes and offsets move to an extra field
+    payload = f"{spec.PAYLOAD}/c/0"
+    offset = 30 + len(payload) + 20 + total  # local header with room for large sizes
+    directory = 46 + len(payload) + (20 if total > limit else 0)
+    for name, size in members:
+        directory += 46 + len(name) + (12 if offset > limit else 0)
+        offset += 30 + len(name) + size
+    return offset + directory + 22 + (76 if max(offset, directory) > limit else 0)
 
 
 def _column_members(header: Header, total: int, columns: Mapping[str, Array]) -> Iterator[tuple[str, bytes]]:
@@ -211,7 +213,7 @@ def _column_members(header: Header, total: int, columns: Mapping[str, Array]) ->
             raise ValueError(f"column {name} has shape {array.shape}, expected {expected or f'{column.ndim} axes'}")
         data = array.tobytes()
         packed = gzip.compress(data, 9, mtime=0)
-        compressed = len(packed) < len(data)
+        compressed = len(packed) < len(data) and name != "checksum"  # so that a size is known before its values are
         unpacked += len(data)
         if unpacked > spec.max_columns(total):
             message = f"columns of {unpacked} bytes; allowed: {spec.max_columns(total)}"

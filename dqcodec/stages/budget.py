@@ -46,6 +46,8 @@ def wanted_bytes(images: Images, run: Run) -> int | None:
     if text is None:
         return None
     found = target_bytes(text, images.bytes)
+    if found < 1:
+        raise OptionError(f"target_size: {text} of the source is less than a byte")
     if found > images.bytes:
         run.notes.append(f"the target of {found:,} bytes is more than the {images.bytes:,} of the source files")
     return found
@@ -113,7 +115,7 @@ def climb(ladder: Ladder, size: Callable[[Array], float], most: float, start: fl
 
 def expected(draft: Draft, coded: Coded, count: int) -> float:
     """Bytes of a file of `count` samples like these."""
-    least, of_all = draft.size(coded.first(1)), draft.size(coded)
+    least, of_all = draft.size(coded.some(np.arange(1))), draft.size(coded)
     return least + (of_all - least) * (count - 1) / max(len(coded.places) - 1, 1)
 
 
@@ -128,11 +130,11 @@ def find_keep(
         chosen = sample(binning, images.groups, keep, options.method, options.seed, options.alpha, **scored)
         kept = chosen.kept[_some(len(chosen.kept), MANY, options.seed)]
         masks = keep_patches(images, proxy, kept, run) if proxy is not None and images.drops else None
-        draft = Draft(images, kept, masks, None, quick_packer(images), None, mae, run)
+        draft = Draft(images, kept, masks, chosen, quick_packer(images), None, mae, run)
         with some_samples(draft, writer, MANY) as samples:
             coded = samples.code(np.full(len(kept), width))
         one, of_all = expected(draft, coded, 1), expected(draft, coded, count)
-        found = (1 + (AIM * budget - one) / max(of_all - one, 1) * (count - 1)) / count
+        found = (1 + (budget - one) / max(of_all - one, 1) * (count - 1)) / count
         before, keep = keep, float(np.clip(found, 1 / count, 1))
         if abs(keep - before) < (1 - AIM) * before:
             break
@@ -149,10 +151,10 @@ def find_mean(draft: Draft, budget: int, writer: Writer) -> float:
     return float(np.clip(middle + shift, MIN_BITS, MAX_BITS))
 
 
-def approach(draft: Draft, ladder: Ladder, budget: int, writer: Writer) -> float:
+def approach(draft: Draft, ladder: Ladder, budget: int, trim: bool, writer: Writer) -> float:
     """The shift of the ladder with which the file has `budget` bytes, estimated from some of the samples.
 
-    Raises OptionError where even the smallest widths take clearly more.
+    Raises OptionError where even the smallest widths take clearly more, and samples cannot be left out.
     """
     count = len(draft.kept)
     with some_samples(draft, writer, MANY) as samples:
@@ -162,26 +164,40 @@ def approach(draft: Draft, ladder: Ladder, budget: int, writer: Writer) -> float
 
         shift = climb(ladder, size, budget)
         least = size(ladder.at(shift))
-    if least > CLEARLY * budget:
-        raise _too_small(draft, budget, f"about {least:,.0f}")
+    if least > CLEARLY * budget and not trim:
+        raise _too_small(draft, budget, f"{'about ' if count > MANY else ''}{least:,.0f}")
     return shift
 
 
-def fit(draft: Draft, samples: Samples, ladder: Ladder, start: float, budget: int) -> Coded:
+def fit(draft: Draft, samples: Samples, ladder: Ladder, start: float, budget: int, trim: bool) -> Coded:
     """The samples, coded so that the file has at most `budget` bytes, and LEAST of them where widths allow.
 
-    Raises OptionError where even the smallest widths take more.
+        trim  leave out random samples where even the smallest widths take more, as the share that is kept is free
+
+    Raises OptionError where the smallest widths, or one sample of them, take more.
     """
     shift = climb(ladder, lambda bits: draft.size(samples.code(bits)), budget, start)
     coded = samples.code(ladder.at(shift))
+    if trim and draft.size(coded) > budget:
+        coded = _trimmed(draft, coded, budget)
     size = draft.size(coded)
     if size > budget:
         raise _too_small(draft, budget, f"{size:,}")
     if size < LEAST * budget:
         most = (coded.bits == MAX_BITS).all()
-        why = f"{MAX_BITS} bits are the most there are" if most else "one step more is too much"
+        why = f"{MAX_BITS} bits are the most there are" if most else "nothing comes closer"
         draft.run.notes.append(f"the file has {size:,} bytes, less than the target of {budget:,}: {why}")
     return coded
+
+
+def _trimmed(draft: Draft, coded: Coded, budget: int) -> Coded:
+    """As many of the samples, at random, as fit; at least one."""
+    order = np.random.default_rng(draft.images.options.seed).permutation(len(coded.places))
+    low, high = 1, len(order)  # the first is taken anyhow, so many do not fit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if draft.size(coded.some(np.sort(order[:middle]))) <= budget else (low, middle)
+    return coded.some(np.sort(order[:low]))
 
 
 def _too_small(draft: Draft, budget: int, least: str) -> OptionError:

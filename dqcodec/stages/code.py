@@ -61,10 +61,10 @@ class Coded:
     bits: Array
     columns: dict[str, Array]
 
-    def first(self, count: int) -> Coded:
-        """The first so many of the samples."""
-        columns = {name: column[:count] for name, column in self.columns.items()}
-        return Coded(self.places[:count], self.lengths[:count], self.bits[:count], columns)
+    def some(self, rows: Array) -> Coded:
+        """These of the samples, int64 (m,)."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Coded(self.places[rows], self.lengths[rows], self.bits[rows], columns)
 
 
 def make_packer(images: Images, kept: Array, masks: Array | None, bits: Array, run: Run) -> Packer:
@@ -250,9 +250,9 @@ class Samples:
         for name, value in row.items():
             self._columns.setdefault(name, np.zeros(len(self._bits), np.int64))[place] = value
 
-    def write(self) -> None:
-        """Append all to the output, in their order."""
-        for place in self.places.tolist():
+    def write(self, places: Array) -> None:
+        """Append these to the output, in this order."""
+        for place in places.tolist():
             with self._writer.writing():
                 self._file.seek(self._start[place])
                 payload = self._file.read(int(self._length[place]))

@@ -15,7 +15,6 @@ from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format, decode
 from dqcodec.container.spec import unpack_mask
 from dqcodec.parallel import ordered_map
-from dqcodec.patches import to_patches
 from dqcodec.run import Run
 from dqcodec.stages.images import Images
 
@@ -122,10 +121,10 @@ def code_at(seen: Array, transform: str, bits: float, workers: int) -> Seen:
     """Images, uint8 (n, s, s, C), coded whole with so many bits."""
     if transform == "pixel":
         width = int(bits)
-        packed = [quantize.quantize(to_patches(image, len(image)), width) for image in seen]
-        levels, scale = np.stack([levels[0] for levels, _ in packed]), np.array([scale for _, scale in packed])
-        images = quantize.dequantize(levels, scale[:, None, None, None]).transpose(0, 2, 3, 1)
-        return Seen(images, lambda: np.array([len(pixel.encode(levels, width)) for levels, _ in packed]))
+        levels, scale = quantize.quantize_rows(seen.reshape(len(seen), -1), width)
+        images = quantize.dequantize(levels, scale[:, None]).reshape(seen.shape)
+        planes = levels.reshape(seen.shape).transpose(0, 3, 1, 2)[:, None]
+        return Seen(images, lambda: np.array([len(pixel.encode(patches, width)) for patches in planes]))
     from dqcodec.codec.dct.pack import scale_index
 
     encoder = _encoder(seen.shape[1], seen.shape[3])

@@ -81,7 +81,7 @@ class Draft:
         about = {
             "source": {"images": len(images), "bytes": images.bytes, "skipped": len(self.run.skipped)},
             "encode": {
-                **asdict(options),
+                **{name: value for name, value in asdict(options).items() if name != "target_size"},
                 "features": Path(options.features).name if images.selects else None,
                 "mae": options.mae if options.mae in ("small", "train") else mae and mae.name,
             },

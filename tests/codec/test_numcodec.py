@@ -120,6 +120,13 @@ def test_linear_in_a_zarr_array(kind, limit):
     assert np.array_equal(array[4], array[:][4])
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_linear_with_the_largest_numbers(bits):
+    values = np.array([[np.finfo(np.float32).max, -1.0], [1e-37, 0]], np.float32)
+    back = LinearCodec(bits).decode(LinearCodec(bits).encode(values))
+    np.testing.assert_allclose(back.max(1), values.max(1), rtol=1e-6)
+
+
 def test_more_values_than_a_block():
     values = np.random.default_rng(0).random((2, 700_001), np.float32)
     assert np.abs(LinearCodec(7).decode(LinearCodec(7).encode(values)) - values).max() < 0.5 / 63 + 1e-6

@@ -45,7 +45,20 @@ def test_the_size_is_known_before(tmp_path, count, length):
     columns = {"label": np.arange(count) % 2, "bits": np.full(count, 6), "scale": rng.integers(0, 9, count)}
     with Writer(tmp_path / "x.dqz") as writer:
         for size in lengths.tolist():
-            writer.append(rng.bytes(size))
+            writer.append(b"x" * size)  # whose checksums are equal where lengths are
+        writer.finish(HEADER, columns)
+    assert size_of(HEADER, lengths, columns) == (tmp_path / "x.dqz").stat().st_size
+
+
+@pytest.mark.parametrize("limit", [30_000, 33_000, 36_000, 50_000])
+def test_the_size_of_large_files_is_known_too(tmp_path, monkeypatch, limit):
+    """Large is what ZIP keeps elsewhere, over 2 GiB; here it begins with these bytes."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
+    lengths = np.full(300, 100)
+    columns = {"label": np.arange(300) % 2, "bits": np.full(300, 6), "scale": np.arange(300) % 256}
+    with Writer(tmp_path / "x.dqz") as writer:
+        for size in lengths.tolist():
+            writer.append(bytes(size))
         writer.finish(HEADER, columns)
     assert size_of(HEADER, lengths, columns) == (tmp_path / "x.dqz").stat().st_size
 
