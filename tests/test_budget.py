@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from conftest import noisy_folder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from make_golden import image as synthetic
 from PIL import Image
 
 import dqcodec
@@ -25,14 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick_proxy")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two classes of 40 images of 32 x 32, from smooth to noisy."""
-    root = tmp_path_factory.mktemp("budget")
-    rng = np.random.default_rng(0)
-    for k in range(80):
-        (root / "ab"[k % 2]).mkdir(exist_ok=True)
-        noise = rng.normal(0, k / 3, (32, 32, 3))
-        pixels = (synthetic(k, 32, 32, 3) + noise).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(root / "ab"[k % 2] / f"{k:02d}.png")
-    return root
+    return noisy_folder(tmp_path_factory.mktemp("budget"), 80, 1 / 3)
 
 
 def source_bytes(folder):

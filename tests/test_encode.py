@@ -396,8 +396,11 @@ def test_a_killed_encode(photo_folder, tmp_path, number):
     path = tmp_path / "x.dqz"
     encode(photo_folder, path, ALL)
     before = path.read_bytes()
+    # A shell that starts the tests in the background has them ignore SIGINT, and children inherit it.
     code = f"""
+import signal
 import dqcodec
+signal.signal(signal.SIGINT, signal.default_int_handler)
 dqcodec.encode({str(photo_folder)!r}, {str(path)!r}, overwrite=True, progress=lambda *a: print(*a, flush=True))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

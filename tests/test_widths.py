@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from make_golden import image as synthetic
+from conftest import noisy_folder
 from PIL import Image
 
 import dqcodec
@@ -23,14 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two classes of 15 images of 32 x 32, from smooth to noisy."""
-    root = tmp_path_factory.mktemp("widths")
-    rng = np.random.default_rng(0)
-    for k in range(30):
-        (root / "ab"[k % 2]).mkdir(exist_ok=True)
-        noise = rng.normal(0, k, (32, 32, 3))
-        pixels = (synthetic(k, 32, 32, 3) + noise).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(root / "ab"[k % 2] / f"{k:02d}.png")
-    return root
+    return noisy_folder(tmp_path_factory.mktemp("widths"), 30, 1)
 
 
 def columns(path):

@@ -81,8 +81,8 @@ def quantize_real(values: Array, bits: int) -> tuple[Array, Array]:
 
 def largest_scale(bits: int) -> np.float32:
     """The largest scale of real numbers whose product with the largest level is finite."""
-    most, m = np.finfo(np.float32).max, max_level(bits)
-    scale = np.float32(float(most) / m)
+    most, m = float(np.finfo(np.float32).max), max_level(bits)
+    scale = np.float32(most / m)
     return scale if float(scale) * m <= most else np.nextafter(scale, np.float32(0))
 
 

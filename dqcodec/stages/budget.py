@@ -18,10 +18,9 @@ from dqcodec.container.writer import Writer
 from dqcodec.errors import OptionError
 from dqcodec.options import target_bytes
 from dqcodec.run import Run
-from dqcodec.selection import sample
 from dqcodec.selection.binning import Binning
-from dqcodec.stages.choose import keep_patches
-from dqcodec.stages.code import Coded, Samples, quick_packer
+from dqcodec.stages.choose import keep_patches, sample_bins
+from dqcodec.stages.code import Coded, Samples, quick_packer, some_of
 from dqcodec.stages.images import Images
 from dqcodec.stages.widths import step, whole
 from dqcodec.stages.write import Draft
@@ -113,10 +112,16 @@ def climb(ladder: Ladder, size: Callable[[Array], float], most: float, start: fl
         shift = ladder.between(low, high, shift + float(np.log(AIM * most / found)) / SLOPE)
 
 
+def growth(draft: Draft, coded: Coded) -> tuple[float, float]:
+    """Bytes of a file of one sample, and of each further one like these."""
+    one, of_all = draft.size(coded.some(np.arange(1))), draft.size(coded)
+    return one, (of_all - one) / max(len(coded.places) - 1, 1)
+
+
 def expected(draft: Draft, coded: Coded, count: int) -> float:
     """Bytes of a file of `count` samples like these."""
-    least, of_all = draft.size(coded.some(np.arange(1))), draft.size(coded)
-    return least + (of_all - least) * (count - 1) / max(len(coded.places) - 1, 1)
+    one, each = growth(draft, coded)
+    return one + each * (count - 1)
 
 
 def find_keep(
@@ -124,17 +129,17 @@ def find_keep(
     budget: int, writer: Writer, run: Run,
 ) -> float:  # fmt: skip
     """The share of the samples, at most 1, with which the file at the wanted mean width has `budget` bytes."""
-    options, count = images.options, len(images)
-    width, keep = whole(images, images.bits.mean or 0), 1.0
+    seed, count, packer = images.options.seed, len(images), quick_packer(images)
+    width, keep = whole(images, images.mean_width), 1.0
     for _ in range(KEEP_ROUNDS):
-        chosen = sample(binning, images.groups, keep, options.method, options.seed, options.alpha, **scored)
-        kept = chosen.kept[_some(len(chosen.kept), MANY, options.seed)]
+        chosen = sample_bins(images, binning, scored, keep)
+        kept = chosen.kept[some_of(len(chosen.kept), MANY, seed)]
         masks = keep_patches(images, proxy, kept, run) if proxy is not None and images.drops else None
-        draft = Draft(images, kept, masks, chosen, quick_packer(images), None, mae, run)
+        draft = Draft(images, kept, masks, chosen, packer, None, mae, run)
         with some_samples(draft, writer, MANY) as samples:
             coded = samples.code(np.full(len(kept), width))
-        one, of_all = expected(draft, coded, 1), expected(draft, coded, count)
-        found = (1 + (budget - one) / max(of_all - one, 1) * (count - 1)) / count
+        one, each = growth(draft, coded)
+        found = (1 + (budget - one) / max(each * (count - 1), 1) * (count - 1)) / count
         before, keep = keep, float(np.clip(found, 1 / count, 1))
         if abs(keep - before) < (1 - AIM) * before:
             break
@@ -178,9 +183,10 @@ def fit(draft: Draft, samples: Samples, ladder: Ladder, start: float, budget: in
     """
     shift = climb(ladder, lambda bits: draft.size(samples.code(bits)), budget, start)
     coded = samples.code(ladder.at(shift))
-    if trim and draft.size(coded) > budget:
-        coded = _trimmed(draft, coded, budget)
     size = draft.size(coded)
+    if trim and size > budget:
+        coded = _trimmed(draft, coded, budget)
+        size = draft.size(coded)
     if size > budget:
         raise _too_small(draft, budget, f"{size:,}")
     if size < LEAST * budget:
@@ -212,10 +218,5 @@ def _too_small(draft: Draft, budget: int, least: str) -> OptionError:
 def some_samples(draft: Draft, writer: Writer, most: int) -> Samples:
     """At most so many of the draft's, at random, to estimate with."""
     images = draft.images
-    places = _some(len(draft.kept), most, images.options.seed)
+    places = some_of(len(draft.kept), most, images.options.seed)
     return Samples(images, draft.kept, draft.masks, draft.packer, writer, draft.run, places)
-
-
-def _some(count: int, most: int, seed: int) -> Array:
-    """int64: at most so many of the places 0..count-1, sorted."""
-    return np.sort(np.random.default_rng(seed).permutation(count)[:most])

@@ -113,9 +113,15 @@ def score_bins(images: Images, binning: Binning, found: Features | None, run: Ru
     return images.work.arrays("scores", about, lambda: _scores(images, binning, found, run))
 
 
+def sample_bins(images: Images, binning: Binning, scored: dict[str, Array], keep: float) -> Selection:
+    """This share of the samples, from the bins."""
+    options = images.options
+    return sample(binning, images.groups, keep, options.method, options.seed, options.alpha, **scored)
+
+
 def choose(images: Images, binning: Binning, scored: dict[str, Array], run: Run) -> Selection:
-    options, folder = images.options, images.folder
-    selection = sample(binning, images.groups, images.keep, options.method, options.seed, options.alpha, **scored)
+    """The share that the options say; a note where a class loses all its images."""
+    folder, selection = images.folder, sample_bins(images, binning, scored, float(images.options.keep))
     count = len(folder.classes)
     before = np.bincount(images.labels, minlength=count)
     after = np.bincount(images.labels[selection.kept], minlength=count)

@@ -79,10 +79,7 @@ def quick_packer(images: Images) -> Packer:
     """For images of any kind, a little larger."""
     if images.transform == "pixel":
         return with_pixel(images)
-    from dqcodec.codec.dct.pack import dependent
-    from dqcodec.codec.dct.tables import built_in
-
-    return with_dct(images, built_in(images.unit, dependent(images.options.effort)), own=False)
+    return with_dct(images, _built_in(images), own=False)
 
 
 def with_pixel(images: Images) -> Packer:
@@ -134,16 +131,22 @@ def _units(images: Images, mask: Array) -> Array:
     return np.ones((-(-images.size // images.unit)) ** 2, np.uint8)
 
 
+def _built_in(images: Images) -> Tables:
+    from dqcodec.codec.dct.pack import dependent
+    from dqcodec.codec.dct.tables import built_in
+
+    return built_in(images.unit, dependent(images.options.effort))
+
+
 def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: Run) -> tuple[Tables, bool]:
     """The tables that give the smaller file: its own, trained in two passes over some of the images (True), or the
     built-in ones (False)."""
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct import train
-    from dqcodec.codec.dct.tables import MAX_ROTATIONS, OFFSETS, built_in
+    from dqcodec.codec.dct.tables import MAX_ROTATIONS, OFFSETS
 
     options, channels = images.options, images.channels
-    dependent = dct.dependent(options.effort)
-    known = built_in(images.unit, dependent)
+    known = _built_in(images)
     form = partial(Format, images.size, images.size, channels)
     sample = _sample(images, kept, masks, run)
     if not sample:
@@ -171,7 +174,7 @@ def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: 
     counts = []
     for done in (2, 3):
         counts.append(np.sum(each(dct.Encoder(form(tables), options.effort).count, done), 0))
-        tables = train.make(counts[-1], encoder.form.order, rotation, OFFSETS[dependent], dependent)
+        tables = train.make(counts[-1], encoder.form.order, rotation, OFFSETS[known.dependent], known.dependent)
     saved = dct.bits_of(counts[0], known, form(known)) - dct.bits_of(counts[1], tables, form(tables))
     gain = saved / 8 * len(kept) / len(sample)
     return (tables, True) if gain > dct.stored_size(tables) else (known, False)
@@ -180,7 +183,7 @@ def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: 
 def _sample(images: Images, kept: Array, masks: Array | None, run: Run) -> list[tuple[int, Array, Array]]:
     """Places in `kept`, pixels and units of some of the images; those that cannot be read are left for later."""
     limit = min(TRAINING_IMAGES, max(MIN_TRAINING_IMAGES, TRAINING_PIXELS // images.size**2))
-    chosen = np.sort(np.random.default_rng(images.options.seed).permutation(len(kept))[:limit]).tolist()
+    chosen = some_of(len(kept), limit, images.options.seed).tolist()
     found = []
     read = attempt(lambda place: images.pixels(int(images.usable[kept[place]])))
     for place, pixels in zip(chosen, ordered_map(read, chosen, run.workers), strict=True):
@@ -188,6 +191,11 @@ def _sample(images: Images, kept: Array, masks: Array | None, run: Run) -> list[
             found.append((place, pixels, _units(images, mask_of(images, masks, place))))
         run.progress("tables", len(found), 4 * len(chosen))
     return found
+
+
+def some_of(count: int, most: int, seed: int) -> Array:
+    """int64: at most so many of the places 0..count-1, at random, sorted."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
 def mask_of(images: Images, masks: Array | None, position: int) -> Array:

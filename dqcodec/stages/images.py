@@ -84,14 +84,17 @@ class Images:
         return parse(self.options.bits or "")
 
     @property
+    def mean_width(self) -> float:
+        """The mean width in bits, once it is known: given, the default, or found for the target size."""
+        mean = self.bits.mean
+        if mean is None:
+            raise ValueError("the mean width is not known yet")
+        return mean
+
+    @property
     def unit(self) -> int:
         """Side of the units of dct: the patch's, where patches are dropped, and 16 where none are."""
         return next(n for n in (16, 8, 4) if self.patch % n == 0) if self.drops else 16
-
-    @property
-    def keep(self) -> float:
-        """The share that is kept; where a target size decides and none is found yet, all."""
-        return 1.0 if self.options.keep == AUTO else float(self.options.keep)
 
     @property
     def selects(self) -> bool:

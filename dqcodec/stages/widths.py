@@ -40,27 +40,25 @@ class Widths:
 
 def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | None, run: Run) -> Widths:
     """All the same, or by gradient distance: with the same mean, or for a target size with the same coded bytes."""
-    bits, by_bytes = images.bits, images.options.target_size is not None
-    if bits.mean is None:
-        raise ValueError("the mean width is not known yet")
-    if proxy is None or bits.mode == "fixed":
-        return Widths(np.full(len(kept), whole(images, bits.mean)), None)
-    reach = reach_of(bits.mode, images.transform)
-    centre = float(np.clip(whole(images, bits.mean), quantize.MIN_BITS + reach, quantize.MAX_BITS - reach))
+    mode, mean, by_bytes = images.bits.mode, images.mean_width, images.options.target_size is not None
+    if proxy is None or mode == "fixed":
+        return Widths(np.full(len(kept), whole(images, mean)), None)
+    reach = reach_of(mode, images.transform)
+    centre = float(np.clip(whole(images, mean), quantize.MIN_BITS + reach, quantize.MAX_BITS - reach))
     equal = np.full(len(kept), centre)
-    widths = [centre - reach, centre, centre + reach] if bits.mode == "auto" else [centre]
-    measured, sizes = _measure(images, proxy, kept, masks, widths, by_bytes and bits.mode == "auto", run)
+    widths = [centre - reach, centre, centre + reach] if mode == "auto" else [centre]
+    measured, sizes = _measure(images, proxy, kept, masks, widths, by_bytes and mode == "auto", run)
     if not np.isfinite(measured).all() or not measured.any():
         what = "vanish" if np.isfinite(measured).all() else "are not finite"
-        run.notes.append(f"the proxy's gradients {what}, so every sample has {bits.mean:.3g} bits")
+        run.notes.append(f"the proxy's gradients {what}, so every sample has {mean:.3g} bits")
         return Widths(equal, None)
     middle = measured[:, measured.shape[1] // 2]
-    if bits.mode == "rank":
+    if mode == "rank":
         more = rank(middle)
     elif sizes is None:
         more = allocate(convex(measured), len(kept))
     else:
-        more = allocate_bytes(measured, sizes, float(np.exp(np.interp(bits.mean, widths, np.log(sizes.sum(0))))))
+        more = allocate_bytes(measured, sizes, float(np.exp(np.interp(mean, widths, np.log(sizes.sum(0))))))
     return Widths(equal + reach * (more - 1), middle)
 
 
