@@ -155,16 +155,19 @@ class DQZFile:
         weights = self.reader.columns.get(MAE)
         return None if weights is None else weights.tobytes()
 
-    def placed(self, indices: Sequence[int] | Array) -> tuple[Array, Array]:
-        """Images uint8 (n, C, H, W) with dropped patches black, and the mask bool (n, P)."""
+    def placed(self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None = None) -> tuple[Array, Array]:
+        """Images uint8 (n, C, H, W) with dropped patches black, and the mask bool (n, P).
+
+        payloads are the samples' coded bytes where `reader.read` gave them before, in another process say.
+        """
         if self.reader.header.transform == "dct":
-            return self._placed_dct(indices)
-        kept = self.kept(indices)
+            return self._placed_dct(indices, payloads)
+        kept = self.kept(indices, payloads)
         patches = np.zeros((*kept.mask.shape, *kept.levels.shape[1:]), np.uint8)
         patches[kept.mask] = quantize.dequantize(kept.levels, kept.scale[:, None, None, None])
         return join(patches, self.reader.header.grid), kept.mask
 
-    def _placed_dct(self, indices: Sequence[int] | Array) -> tuple[Array, Array]:
+    def _placed_dct(self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None) -> tuple[Array, Array]:
         reader, header, columns = self.reader, self.reader.header, self.reader.columns
         wanted = [check_index(index, len(reader)) for index in indices]
         mask = reader.mask(wanted)
@@ -173,7 +176,7 @@ class DQZFile:
         if "mask" in columns:
             units = to_units(mask, header.grid, header.patch // form.unit)
         colour = columns["colour"][wanted] if header.channels == 3 else None
-        payloads = reader.read(wanted)
+        payloads = reader.read(wanted) if payloads is None else payloads
         try:
             images = coder.decode(form, payloads, units, self.scale[wanted], colour)
         except FormatError as error:
@@ -186,14 +189,15 @@ class DQZFile:
             self._dct = form_of(reader)
         return self._dct
 
-    def kept(self, indices: Sequence[int] | Array) -> Kept:
-        """Read, check and entropy-decode a batch of the transform pixel."""
+    def kept(self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None = None) -> Kept:
+        """Read, check and entropy-decode a batch of the transform pixel; payloads as in `placed`."""
         reader, header = self.reader, self.reader.header
         wanted = [check_index(index, len(reader)) for index in indices]
         mask = reader.mask(wanted)
         counts = mask.sum(1)
         levels = [np.empty((0, header.channels, header.patch, header.patch), np.int8)]
-        for index, count, payload in zip(wanted, counts, reader.read(wanted), strict=True):
+        payloads = reader.read(wanted) if payloads is None else payloads
+        for index, count, payload in zip(wanted, counts, payloads, strict=True):
             shape = (int(count), header.channels, header.patch, header.patch)
             try:
                 levels.append(pixel.decode(payload, shape, int(self.bits[index])))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_AHEAD = 8  # tasks in flight for each worker
 
 
 def default_workers() -> int:
@@ -19,14 +17,17 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`map` over threads, in order, with a bounded number of results waiting; an exception ends it."""
+def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = 0) -> Generator[R]:
+    """`map` over threads, in order; an exception ends it, and so does `close`.
+
+    ahead   tasks in flight and results waiting, at most; by default 8 for each worker
+    """
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) >= _AHEAD * workers:
+                if len(waiting) >= (ahead or 8 * workers):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -3,14 +3,19 @@
     dataset = DQZDataset("out.dqz", transform=...)
     loader = DataLoader(dataset, batch_size=128, shuffle=True, num_workers=4)
 
-The entropy coding is undone on the CPU; dequantization, placing the patches and filling run on the dataset's device,
-a batch at once.
+    read -> checksum -> entropy decode | dequantize -> place patches -> fill
+            on the CPU                 | on the dataset's device, a batch at once
+
+The first half, `decode`, holds no interpreter lock for long and runs in any thread; `finish` is the second. Another
+process may also read only: `dataset.packed` gives coded samples, and `dataset.collate` decodes a batch of them.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from dqcodec.codec import quantize
 from dqcodec.container.spec import MAE as MAE_COLUMN
-from dqcodec.decode import DQZFile, Kept, check_index
+from dqcodec.decode import DQZFile, check_index
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.models import checkpoints
 from dqcodec.models.mae import MAE
@@ -32,6 +37,28 @@ from dqcodec.smooth import smooth
 Array = npt.NDArray[Any]
 
 FILLS = ("mae", "smooth", "mean", "none")
+ON_ERROR = ("raise", "skip", "warn")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A batch after entropy decoding, as tensors on the CPU.
+
+    indices   the samples that it holds, without those that were left out
+    values    images uint8 (n, C, H, W), black where dropped (dct), or levels int8 (K, C, p, p) of all kept patches
+    scale     float32 (K,) of each kept patch (pixel), or None
+    mask      bool (n, P), true where a patch is kept
+    """
+
+    indices: list[int]
+    values: Tensor
+    scale: Tensor | None
+    mask: Tensor
+
+    def pin_memory(self) -> Decoded:
+        """In pinned memory, from where a GPU fetches it beside other work."""
+        scale = None if self.scale is None else self.scale.pin_memory()
+        return Decoded(self.indices, self.values.pin_memory(), scale, self.mask.pin_memory())
 
 
 class DQZDataset(Dataset[tuple[Any, Any]]):
@@ -44,8 +71,12 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         fill              dropped patches: "mae" (a masked autoencoder predicts them), "smooth" (interpolated from the
                           pixels around them), "mean" (the image's mean colour), "none" (black)
         mae               for fill="mae", another model than the file wants: "hf:OWNER/NAME", "file:PATH", or an MAE
+        on_error          a damaged sample in a batch: "raise" (FormatError names file and sample), "skip" (the batch
+                          is smaller), "warn" (and a warning names it). By itself, `dataset[i]`, it always raises, and
+                          so does a batch in which nothing is left
 
         classes, class_to_idx, targets   as torchvision's ImageFolder has them; targets is an int64 array
+        skipped                          indices of the samples that this process left out so far
 
     A batch is decoded at once through `__getitems__`. Pickles as the path; a worker opens the file anew, and refuses
     one that was replaced. Raises FormatError where the file is not a .dqz, ChecksumError for a damaged sample,
@@ -60,15 +91,17 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         device: str | torch.device | None = None,
         fill: str = "mae",
         mae: str | Path | MAE | None = None,
+        on_error: str = "raise",
     ) -> None:
-        if fill not in FILLS:
-            raise OptionError(f"fill: {fill!r}; allowed: {', '.join(FILLS)}")
+        check_choice("fill", fill, FILLS)
+        check_choice("on_error", on_error, ON_ERROR)
         if mae is not None and fill != "mae":
             raise OptionError(f'mae: given with fill={fill!r}; only fill="mae" uses it')
         self.file = DQZFile(path)
         self.transform, self.target_transform = transform, target_transform
         self.device = torch.device(device or "cpu")
-        self.fill = fill
+        self.fill, self.on_error = fill, on_error
+        self.skipped: set[int] = set()
         self._source = mae
         self._model: MAE | None = None
         self._digest = ""  # of the weights, so that all processes use the same
@@ -106,28 +139,84 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.__getitems__([index])[0]
+        return self._samples(self._decode([check_index(index, len(self))], None))[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """Samples of a batch, decoded together."""
-        wanted = [check_index(index, len(self)) for index in indices]
-        return [self._sample(image, int(self.targets[i])) for i, image in zip(wanted, self.images(wanted), strict=True)]
+        return self._samples(self.decode(indices))
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """uint8 (n, C, H, W) on the dataset's device, without transforms."""
+        return self.finish(self.decode(indices))
+
+    @property
+    def packed(self) -> Packed:
+        """The samples as they are coded, for DataLoader workers that leave decoding to `collate`."""
+        return Packed(self)
+
+    def collate(self, batch: tuple[Any, Sequence[bytes]]) -> tuple[Any, Any]:
+        """A batch of `packed` samples, indices and coded bytes, as a batch of (image, target) on the dataset's device.
+
+        for packed in DataLoader(dataset.packed, batch_size=128, shuffle=True, num_workers=4):
+            images, targets = dataset.collate(packed)
+        """
+        indices, payloads = batch
+        images, targets = default_collate(self._samples(self.decode(indices, payloads)))
+        return images, targets.to(self.device) if isinstance(targets, Tensor) else targets
+
+    def decode(self, indices: Sequence[int], payloads: Sequence[bytes] | None = None) -> Decoded:
+        """Read, check and entropy-decode a batch, without damaged samples as `on_error` says.
+
+        payloads are the coded bytes where another process has read them. Safe to call from several threads.
+        """
+        wanted = [check_index(index, len(self)) for index in indices]
+        given = None if payloads is None else dict(zip(wanted, payloads, strict=True))
+        while True:
+            try:
+                return self._decode(wanted, None if given is None else [given[i] for i in wanted])
+            except FormatError as error:
+                wanted = self._without(wanted, error)
+
+    def finish(self, batch: Decoded) -> Tensor:
+        """The images of a batch, uint8 (n, C, H, W) on the dataset's device: placed and filled."""
         if self.device.type != "cpu" and get_worker_info() is not None:
-            raise OptionError(f"device: {self.device} cannot be used in DataLoader workers; set num_workers=0")
+            raise OptionError(
+                f"device: {self.device} cannot be used in DataLoader workers; set num_workers=0, or let them read "
+                "dataset.packed"
+            )
         header = self.file.reader.header
-        if header.transform == "dct":
-            decoded, kept = self.file.placed(indices)
-            images, mask = torch.from_numpy(decoded).to(self.device), torch.from_numpy(kept).to(self.device)
-        else:
-            images, mask = place(self.file.kept(indices), header.grid, self.device)
+        images, mask = batch.values.to(self.device, non_blocking=True), batch.mask.to(self.device, non_blocking=True)
+        if batch.scale is not None:
+            images = place(images, batch.scale.to(self.device, non_blocking=True), mask, header.grid)
         if not self.drops or self.fill == "none":
             return images
         if self.fill == "mae":
             return self.mae.fill(images, mask, header.patch)
         return (fill_smooth if self.fill == "smooth" else fill_mean)(images, mask, header.patch)
+
+    def _decode(self, wanted: list[int], payloads: Sequence[bytes] | None) -> Decoded:
+        if self.file.reader.header.transform == "dct":
+            images, mask = self.file.placed(wanted, payloads)
+            return Decoded(wanted, torch.from_numpy(images), None, torch.from_numpy(mask))
+        kept = self.file.kept(wanted, payloads)
+        scale = torch.from_numpy(quantize.SCALES[kept.scale])
+        return Decoded(wanted, torch.from_numpy(kept.levels), scale, torch.from_numpy(kept.mask))
+
+    def _without(self, wanted: list[int], error: FormatError) -> list[int]:
+        """The samples that remain after `error`, raised again where it is not to be passed over."""
+        if self.on_error == "raise" or error.sample not in wanted:
+            raise error
+        self.skipped.add(error.sample)
+        if self.on_error == "warn":
+            warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
+        left = [index for index in wanted if index != error.sample]
+        if not left:
+            raise error
+        return left
+
+    def _samples(self, batch: Decoded) -> list[tuple[Any, Any]]:
+        targets = self.targets[batch.indices].tolist()
+        return [self._sample(image, target) for image, target in zip(self.finish(batch), targets, strict=True)]
 
     def _sample(self, image: Tensor, target: int) -> tuple[Any, Any]:
         return (
@@ -141,21 +230,47 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         )
 
 
-def place(kept: Kept, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Dequantize and put the patches in place: images uint8 (n, C, H, W), black where dropped, and the mask (n, P).
+class Packed(Dataset[tuple[int, bytes]]):
+    """The samples of a dataset as (index, coded bytes), after their checksums."""
+
+    def __init__(self, dataset: DQZDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, bytes]:
+        index = check_index(index, len(self))
+        return index, self.dataset.file.reader.read([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
+        """Samples of a batch, without damaged ones as the dataset's `on_error` says."""
+        wanted = [check_index(index, len(self)) for index in indices]
+        while True:
+            try:
+                return list(zip(wanted, self.dataset.file.reader.read(wanted), strict=True))
+            except FormatError as error:
+                wanted = self.dataset._without(wanted, error)
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """OptionError where an option has none of its values."""
+    if value not in allowed:
+        raise OptionError(f"{name}: {value!r}; allowed: {', '.join(allowed)}")
+
+
+def place(levels: Tensor, scale: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Dequantize and put the patches in place: images uint8 (n, C, H, W), black where dropped; see Decoded.
 
     The same integers as DQZFile.placed, which is the reference.
     """
-    scales = torch.from_numpy(quantize.SCALES[kept.scale]).to(device)[:, None, None, None]
-    levels = torch.from_numpy(kept.levels).to(device)
-    mask = torch.from_numpy(kept.mask).to(device)
-    values = ((levels.float() * scales).round_() + quantize.ZERO).clamp_(0, 255).to(torch.uint8)
+    values = ((levels.float() * scale[:, None, None, None]).round_() + quantize.ZERO).clamp_(0, 255).to(torch.uint8)
     n, count = mask.shape
     _, channels, side, _ = values.shape
-    patches = torch.zeros((n, count, channels, side, side), dtype=torch.uint8, device=device)
+    patches = torch.zeros((n, count, channels, side, side), dtype=torch.uint8, device=levels.device)
     patches[mask] = values
     blocks = patches.reshape(n, *grid, channels, side, side).permute(0, 3, 1, 4, 2, 5)
-    return blocks.reshape(n, channels, grid[0] * side, grid[1] * side), mask
+    return blocks.reshape(n, channels, grid[0] * side, grid[1] * side)
 
 
 def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:

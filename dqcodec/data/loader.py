@@ -1,0 +1,242 @@
+"""DQZLoader: batches of a .dqz, decoded by threads of this process, in an order that can be resumed.
+
+    for images, targets in DQZLoader("out.dqz", batch_size=128, device="cuda"):
+        ...
+
+    order -> [ read -> checksum -> entropy decode ] -> place -> fill -> transform -> (images, targets)
+              threads, some batches ahead              the device; on a GPU a side stream, a batch ahead
+
+Threads are enough, because the decoder holds no interpreter lock; no process is forked and no memory shared.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from dqcodec.data.dataset import ON_ERROR, Decoded, DQZDataset, check_choice
+from dqcodec.data.order import permutation, share
+from dqcodec.errors import FormatError, OptionError
+from dqcodec.parallel import default_workers, ordered_map
+
+Array = npt.NDArray[Any]
+STATE = ("seed", "epoch", "position", "shuffle", "fingerprint")
+MAX_SEED, MAX_EPOCH = (1 << 64) - 1, (1 << 32) - 1
+
+
+class DQZLoader:
+    """Batches (images uint8 (n, C, H, W) after the transform, targets int64 (n,)), both on the device.
+
+        dataset       a DQZDataset without transforms of single images, or the path of a file
+        batch_size    samples of a batch, on this rank
+        shuffle       a new order for every epoch, the same for the same (seed, epoch) on every machine; or file order
+        device        where batches are placed, filled and transformed; by default the dataset's, for a path a GPU
+                      where there is one
+        transform     called with the images of a batch: a transform of torchvision's v2, say. It runs in the thread
+                      that takes the batches, in order, so that torch's seed decides what it draws
+        drop_last     leave away what does not fill a batch on every rank
+        rank, world_size   which share of every batch is this process's; by default torch.distributed's, or all of it
+        prefetch      batches that are being decoded or wait, at most; at least one for each thread
+        workers       threads; by default one for each processor
+        on_error      as for DQZDataset; a batch of which nothing is left is left out too
+
+    Each `iter` is the next epoch; `set_epoch` says which one comes next. All ranks get equally many batches: without
+    drop_last the end is filled up with samples of the epoch's beginning, `padded` says how many.
+
+    `state_dict()` says in five numbers and words what the batches handed out so far were; after `load_state_dict` the
+    next `iter` goes on with the sample after them, on any number of ranks, with any batch size and any number of
+    threads. Raises OptionError for wrong arguments and for the state of another file.
+    """
+
+    def __init__(
+        self,
+        dataset: DQZDataset | str | Path,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        transform: Callable[[Tensor], Any] | None = None,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        prefetch: int = 4,
+        workers: int | None = None,
+        on_error: str | None = None,
+    ) -> None:
+        self.dataset = _dataset(dataset, device, on_error)
+        self.batch_size = _number("batch_size", batch_size, 1)
+        self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
+        self.seed = _number("seed", seed, 0, MAX_SEED)
+        self.transform = transform
+        self.world_size, self.rank = _place(world_size, rank)
+        self.workers = _number("workers", default_workers() if workers is None else workers, 1)
+        self.prefetch = _number("prefetch", prefetch, 1)
+        self.epoch = 0
+        self._position = 0  # of the epoch's samples, taken by all ranks together
+        self._run: object | None = None  # the latest iterator, while `epoch` is the epoch that it goes through
+
+    @property
+    def padded(self) -> int:
+        """Samples that occur twice in an epoch so that all ranks have equally many."""
+        return 0 if self.drop_last else -len(self.dataset) % self.world_size
+
+    @property
+    def skipped(self) -> set[int]:
+        """Indices of the damaged samples that were left out so far."""
+        return self.dataset.skipped
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on each rank, those that `on_error` may leave out included."""
+        step = self.batch_size * self.world_size
+        return len(self.dataset) // step if self.drop_last else -(-len(self.dataset) // step)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next `iter` is that epoch: from its beginning, or from where a loaded state stands in it."""
+        epoch = _number("epoch", epoch, 0, MAX_EPOCH)
+        if epoch != self.epoch or self._run is not None:
+            self.epoch, self._position, self._run = epoch, 0, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the batches handed out so far were: a small dict for JSON."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self._position,
+            "shuffle": self.shuffle,
+            "fingerprint": self.dataset.file.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next `iter` goes on with the sample after those of the state."""
+        if not isinstance(state, dict) or sorted(state) != sorted(STATE):
+            raise OptionError(f"state: {str(state)[:80]}; expected a dict with {', '.join(STATE)}")
+        if state["fingerprint"] != self.dataset.file.fingerprint:
+            raise OptionError(
+                f"state: of a file with the fingerprint {str(state['fingerprint'])[:12]}..., "
+                f"{self.dataset.file.path} has {self.dataset.file.fingerprint[:12]}...; resume with the same file"
+            )
+        if state["shuffle"] is not self.shuffle:
+            raise OptionError(f"state: made with shuffle={state['shuffle']}, this loader has shuffle={self.shuffle}")
+        seed = _number("state: seed", state["seed"], 0, MAX_SEED)
+        epoch = _number("state: epoch", state["epoch"], 0, MAX_EPOCH)
+        position = _number("state: position", state["position"], 0, len(self.dataset))
+        self.seed, self.epoch, self._position, self._run = seed, epoch, position, None
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        if self._run is not None:
+            self.epoch, self._position = self.epoch + 1, 0
+        self._run = run = object()
+        samples = len(self.dataset)
+        order = permutation(samples, self.seed, self.epoch) if self.shuffle else np.arange(samples)
+        batches = share(order, self._position, self.batch_size, self.rank, self.world_size, self.drop_last)
+        return self._batches(batches, run)
+
+    def _batches(self, batches: list[Array], run: object) -> Iterator[tuple[Any, Tensor]]:
+        """What the batches hold; the state follows what is handed out, while no other iterator is the latest."""
+        with closing(ordered_map(self._decode, batches, self.workers, max(self.workers, self.prefetch))) as decoded:
+            for batch in _ahead(decoded, self._finish, self.dataset.device):
+                if self._run is run:
+                    self._position = min(self._position + self.batch_size * self.world_size, len(self.dataset))
+                if batch is not None:
+                    yield batch
+        if self._run is run:
+            self.epoch, self._position, self._run = self.epoch + 1, 0, None
+
+    def _decode(self, indices: Array) -> Decoded | None:
+        """In a thread; None where every sample is damaged and may be left out."""
+        try:
+            batch = self.dataset.decode(indices.tolist())
+        except FormatError as error:
+            if error.sample not in self.dataset.skipped:
+                raise
+            return None
+        return batch.pin_memory() if self.dataset.device.type == "cuda" else batch
+
+    def _finish(self, batch: Decoded | None) -> tuple[Any, Tensor] | None:
+        if batch is None:
+            return None
+        device = self.dataset.device
+        images = self.dataset.finish(batch)
+        targets = torch.from_numpy(self.dataset.targets[batch.indices]).to(device)
+        return images if self.transform is None else self.transform(images), targets
+
+
+def _ahead(
+    batches: Iterable[Decoded | None], finish: Callable[[Decoded | None], Any], device: torch.device
+) -> Iterator[Any]:
+    """`finish` of each batch; on a GPU on a stream of its own, a batch before it is asked for."""
+    if device.type != "cuda":
+        yield from map(finish, batches)
+        return
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))  # the fill's weights may still be on their way
+    waiting: list[tuple[Any, torch.cuda.Event]] = []
+    for batch in batches:
+        with torch.cuda.stream(side):
+            waiting.append((finish(batch), side.record_event()))
+        if len(waiting) > 1:
+            yield _hand_over(*waiting.pop(0), device)
+    for rest in waiting:
+        yield _hand_over(*rest, device)
+
+
+def _hand_over(batch: Any, ready: torch.cuda.Event, device: torch.device) -> Any:
+    """The caller's stream waits for a batch, and its memory is not used again before that stream is through with it."""
+    stream = torch.cuda.current_stream(device)
+    stream.wait_event(ready)
+    for tensor in tree_leaves(batch):
+        if isinstance(tensor, Tensor) and tensor.is_cuda:
+            tensor.record_stream(stream)
+    return batch
+
+
+def _dataset(given: DQZDataset | str | Path, device: str | torch.device | None, on_error: str | None) -> DQZDataset:
+    """A dataset of the loader's own, with its device and its way with damaged samples."""
+    if not isinstance(given, DQZDataset):
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return DQZDataset(given, device=device, on_error=on_error or "raise")
+    if given.transform is not None or given.target_transform is not None:
+        raise OptionError("dataset: it transforms single images; give a transform of batches to DQZLoader instead")
+    own = copy.copy(given)  # shares the open file
+    own.skipped = set()
+    if on_error is not None:
+        check_choice("on_error", on_error, ON_ERROR)
+        own.on_error = on_error
+    if device is not None:
+        own.device, own._model = torch.device(device), None
+    return own
+
+
+def _place(world_size: int | None, rank: int | None) -> tuple[int, int]:
+    """Number of ranks and this one's number."""
+    if (world_size is None) != (rank is None):
+        raise OptionError("rank, world_size: give both or none")
+    if world_size is None or rank is None:
+        distributed = torch.distributed
+        if not distributed.is_available() or not distributed.is_initialized():
+            return 1, 0
+        world_size, rank = distributed.get_world_size(), distributed.get_rank()
+    world_size = _number("world_size", world_size, 1)
+    return world_size, _number("rank", rank, 0, world_size - 1)
+
+
+def _number(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """An integer in low..high."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or number < low or (high is not None and number > high):
+        allowed = f"at least {low}" if high is None else f"{low} to {high}"
+        raise OptionError(f"{name}: {str(value)[:40]}; allowed: an integer, {allowed}")
+    return number
