@@ -1,10 +1,13 @@
 """The formats that `loading.py` sets beside the .dqz: the same images written in each, and an epoch of batches from it.
 
-    pip install webdataset mosaicml-streaming litdata datasets simplejpeg
+    pip install webdataset mosaicml-streaming litdata simplejpeg
 
 Each package is needed by its own opponent only; LEFT_OUT names those that cannot run here, and why. All JPEGs have the
 same bytes. The batches are made by the worker processes, and each opponent decodes as its documentation says, on the
-CPU. FFCV is not among them: it has no wheels and builds only against the C++ headers of OpenCV and libturbojpeg.
+CPU. Two are not among them: FFCV has no wheels and builds only where pkg-config finds OpenCV, and Hugging Face datasets
+(5.2, Python 3.11) stops when it makes a Dataset, as dill cannot pickle a type of pyarrow.
+
+Streaming and LitData shuffle each epoch the same way here, as each is the first of a newly opened set.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -78,10 +81,12 @@ def png(image: Array, quality: int) -> bytes:
     return stream.getvalue()
 
 
-def batches(loader: Iterable[Any], closing: AbstractContextManager[Any] | None = None) -> Iterator[Batch]:
-    """The loader's batches; `closing` is left once its workers are gone."""
-    with closing or ExitStack():
+def batches(loader: Iterable[Any], clean: Callable[[], None] = lambda: None) -> Iterator[Batch]:
+    """The loader's batches; `clean` is called once its workers are gone."""
+    try:
         yield from map(tuple, loader)
+    finally:
+        clean()
 
 
 # One file an image.
@@ -201,9 +206,8 @@ def mds_epoch(folder: Path) -> Iterator[Batch]:
             return to_tensor(sample["image"]), sample["label"]
 
     dataset = Pairs(local=str(folder), shuffle=True, batch_size=BATCH)
-    closing = ExitStack()
-    closing.callback(forget, f"{dataset._shm_prefix_int:06}", Path(dataset._filelock_root))
-    return batches(DataLoader(dataset, BATCH, num_workers=WORKERS), closing)
+    clean = partial(forget, f"{dataset._shm_prefix_int:06}", Path(dataset._filelock_root))
+    return batches(DataLoader(dataset, BATCH, num_workers=WORKERS), clean)
 
 
 # LitData: chunks.
@@ -251,41 +255,6 @@ def chunks_epoch(folder: Path) -> Iterator[Batch]:
     return batches(StreamingDataLoader(dataset, batch_size=BATCH, num_workers=WORKERS))
 
 
-# Hugging Face datasets: Parquet.
-
-
-def write_parquet(folder: Path, images: Array, labels: Array, quality: int) -> None:
-    import datasets  # type: ignore[import-not-found,unused-ignore]
-
-    datasets.disable_progress_bars()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    files = [{"bytes": jpeg(image, quality), "path": None} for image in images]
-    folder.mkdir(parents=True)
-    datasets.Dataset.from_dict({"image": files, "label": labels}, features).to_parquet(folder / "images.parquet")
-
-
-def parquet_sample(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    return {"image": [to_tensor(image) for image in rows["image"]], "label": rows["label"]}
-
-
-def pairs(samples: list[dict[str, Any]]) -> Any:
-    return default_collate([(sample["image"], sample["label"]) for sample in samples])
-
-
-def parquet_epoch(folder: Path) -> Iterator[Batch]:
-    """Opening copies the Parquet to the Arrow file that is read; it lies beside `folder` until the end."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    closing = ExitStack()
-    cache = closing.enter_context(tempfile.TemporaryDirectory(dir=folder.parent))
-    dataset = datasets.Dataset.from_parquet(str(folder / "images.parquet"), cache_dir=cache)
-    loader = DataLoader(
-        dataset.with_transform(parquet_sample), BATCH, shuffle=True, num_workers=WORKERS, collate_fn=pairs
-    )
-    return batches(loader, closing)
-
-
 def missing(opponent: Opponent) -> str | None:
     """Why it cannot run here."""
     try:
@@ -302,7 +271,6 @@ _KNOWN = (
     Opponent("WebDataset", "webdataset", "webdataset", write_tars, tars_epoch),
     Opponent("MosaicML Streaming", "mosaicml-streaming", "streaming", write_mds, mds_epoch),
     Opponent("LitData", "litdata", "litdata", write_chunks, chunks_epoch),
-    Opponent("Hugging Face datasets", "datasets", "datasets", write_parquet, parquet_epoch),
 )
 LEFT_OUT = {opponent.name: reason for opponent in _KNOWN if (reason := missing(opponent)) is not None}
 OPPONENTS = tuple(opponent for opponent in _KNOWN if opponent.name not in LEFT_OUT)
