@@ -37,13 +37,14 @@ FILLS = ("mae", "smooth", "mean", "none")
 class DQZDataset(Dataset[tuple[Any, Any]]):
     """The samples of a .dqz as (image, target): a uint8 tensor (C, H, W) and an int, before the transforms.
 
-        path              the file
+        path              the file, or its URL: https://, s3:// and what else fsspec knows
         transform         called with each image; target_transform with each target
         device            where images are decoded to, "cpu" by default. Another device works in the process that uses
                           it: num_workers=0
         fill              dropped patches: "mae" (a masked autoencoder predicts them), "smooth" (interpolated from the
                           pixels around them), "mean" (the image's mean colour), "none" (black)
         mae               for fill="mae", another model than the file wants: "hf:OWNER/NAME", "file:PATH", or an MAE
+        cache             for a URL, a folder that keeps what was fetched; workers and processes may share it
 
         classes, class_to_idx, targets   as torchvision's ImageFolder has them; targets is an int64 array
 
@@ -60,12 +61,13 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         device: str | torch.device | None = None,
         fill: str = "mae",
         mae: str | Path | MAE | None = None,
+        cache: str | Path | None = None,
     ) -> None:
         if fill not in FILLS:
             raise OptionError(f"fill: {fill!r}; allowed: {', '.join(FILLS)}")
         if mae is not None and fill != "mae":
             raise OptionError(f'mae: given with fill={fill!r}; only fill="mae" uses it')
-        self.file = DQZFile(path)
+        self.file = DQZFile(path, cache)
         self.transform, self.target_transform = transform, target_transform
         self.device = torch.device(device or "cpu")
         self.fill = fill
