@@ -19,6 +19,7 @@ T = TypeVar("T")
 _TAIL = 256 << 10  # fetched first: the directory, and all columns of a small file
 _GAP = 64 << 10  # bytes between two ranges that are cheaper to fetch than to leave out
 _AHEAD = 4 << 20  # fetched at once where a file is read from front to back
+_WEB = ("http://", "https://")
 _TRIES = 5
 _DELAY = 0.2  # seconds before the second try; doubled for each further one
 _VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created")
@@ -40,10 +41,9 @@ class Remote(Storage):
         self._filesystem, self._path = _connect(url)
         # File systems with a number of retries of their own are left to it.
         self._tries = 1 if hasattr(self._filesystem, "retries") else _TRIES
-        self._web = url.startswith(("http://", "https://"))
-        self._timeout = _timeout() if self._web else {}
+        self._web = url.startswith(_WEB)
         self.size, self._version = self._look()
-        self._options = {**self._timeout, **self._web_options()} if self._web else {}
+        self._options = self._web_options() if self._web else {}
         self._held: list[tuple[int, bytes]] = []  # what was fetched last: first bytes, in order, and the bytes
         self._end = -1  # of the last read
         self._opening = False
@@ -146,7 +146,7 @@ class Remote(Storage):
         def run(_: Sequence[str]) -> list[Any]:
             try:
                 self._filesystem.invalidate_cache(self._path)
-                return [self._filesystem.info(self._path, **self._timeout)]
+                return [self._filesystem.info(self._path)]
             except Exception as error:
                 return [error]
 
@@ -168,8 +168,9 @@ class Remote(Storage):
             left = [task for task in tasks if task not in done]
             for task, result in zip(left, run(left), strict=True):
                 if isinstance(result, BaseException):
-                    self._raise_final(result)
-                    reason = str(result.__cause__ or result) or type(result).__name__
+                    error = self._said(result)
+                    self._raise_final(error)
+                    reason = " ".join(str(error).split()) or type(error).__name__
                 else:
                     done[task] = result
             if len(done) == len(tasks):
@@ -181,15 +182,18 @@ class Remote(Storage):
         """Raise where another try would not help."""
         if isinstance(error, FormatError | io.UnsupportedOperation) or not isinstance(error, Exception):
             raise error
-        # fsspec hides what a web server said behind a FileNotFoundError
-        status = getattr(error, "status", None) or getattr(error.__cause__, "status", None) or 0
-        hidden = isinstance(error, FileNotFoundError) and error.__cause__ is not None and self._web
-        if status in (404, 410) or (isinstance(error, FileNotFoundError) and not hidden):
+        status = getattr(error, "status", 0)
+        if status in (404, 410) or isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"{self.url}: there is no such file; check the address") from None
         if status in (401, 403) or isinstance(error, PermissionError):
             raise PermissionError(f"{self.url}: access was denied; check the address and your credentials") from None
         if 400 <= status < 500 and status not in (408, 425, 429):
             raise OSError(f"{self.url}: the server answers {status}; check the address") from None
+
+    def _said(self, error: BaseException) -> BaseException:
+        """What a web server said: fsspec hides it behind a FileNotFoundError."""
+        hidden = self._web and isinstance(error, FileNotFoundError) and error.__cause__ is not None
+        return error.__cause__ or error if hidden else error
 
     def _replaced(self) -> FormatError:
         return FormatError(f"{self.url}: replaced by another file while it was in use; open it anew", path=self.url)
@@ -222,7 +226,7 @@ def _connect(url: str) -> tuple[Any, str]:
     try:
         import fsspec
 
-        filesystem, path = fsspec.url_to_fs(url)
+        filesystem, path = fsspec.url_to_fs(url, **(_web_arguments() if url.startswith(_WEB) else {}))
     except ImportError as error:
         raise OptionError(
             f"reading {url} needs more packages: pip install 'dqcodec[remote]' ({error})", path=url
@@ -233,11 +237,14 @@ def _connect(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def _timeout() -> dict[str, Any]:
+def _web_arguments() -> dict[str, Any]:
     """A web server that says nothing for so long is tried again, however long the whole takes."""
     import aiohttp
+    from fsspec.config import conf
 
-    return {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    client = {**conf.get("http", {}).get("client_kwargs", {}), **conf.get("https", {}).get("client_kwargs", {})}
+    return {"client_kwargs": {"timeout": timeout, **client}}
 
 
 def _version(info: Mapping[str, Any]) -> str:
