@@ -12,7 +12,7 @@ import struct
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -248,39 +248,42 @@ class Reader:
         self._check_open()
         group = self.header.checksum_group
         wanted = [int(index) for index in indices]
-        samples: dict[int, int] = {}  # by group the first that needs it
+        first: dict[int, int] = {}  # of each group the sample that needs it first
         for index in wanted:
-            samples.setdefault(index // group, index)
-        blocks = dict(zip(samples, self._read_groups(samples.values()), strict=True))
+            first.setdefault(index // group, index)
+        blocks = dict(zip(first, self._read_groups(first), strict=True))
         result = []
-        for index in wanted:
-            start, data = blocks[index // group]
-            result.append(data[int(self.offsets[index]) - start : int(self.offsets[index + 1]) - start])
+        starts, ends = self.offsets[wanted].tolist(), self.offsets[1:][wanted].tolist()
+        for index, start, end in zip(wanted, starts, ends, strict=True):
+            place, data = blocks[index // group]
+            result.append(data[start - place : end - place])
         return result
 
-    def _read_groups(self, samples: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Start and bytes, after their checksum, of the groups that have a checksum in common with each sample."""
-        places = [self._place(index) for index in samples]
+    def _read_groups(self, first: Mapping[int, int]) -> Iterator[tuple[int, bytes]]:
+        """Place in the payload and bytes, after their checksum, of groups; an error names the sample of the group."""
+        groups, group = np.array(list(first), np.int64), self.header.checksum_group
+        starts = self.offsets[groups * group]
+        sizes = (self.offsets[np.minimum((groups + 1) * group, len(self))] - starts).tolist()
+        places = list(zip((starts + self._payload.start).tolist(), sizes, strict=True))
         found = self._storage.read_many(places)
-        for index, (start, size) in zip(samples, places, strict=True):
-            expected = int(self.columns["checksum"][index // self.header.checksum_group])
-            start_in_payload = start - self._payload.start
+        sums = self.columns["checksum"][groups].tolist()
+        for index, start, (place, size), expected in zip(first.values(), starts.tolist(), places, sums, strict=True):
+            about = f"payload bytes {start} to {start + size - 1}"
             try:
                 data = next(found)
                 if zlib.crc32(data) != expected:
-                    data = self._storage.read_again(start, size)
-            except TruncatedError as error:
-                raise self.error(index, f"{_bytes(start_in_payload, size)}: {error}", TruncatedError) from None
-            if zlib.crc32(data) != expected:
-                reason = f"checksum {zlib.crc32(data):#010x}, expected {expected:#010x}"
-                raise self.error(index, f"{_bytes(start_in_payload, size)}: {reason}", ChecksumError)
-            yield start_in_payload, data
+                    data = self._again(place, size, expected)
+            except (TruncatedError, ChecksumError) as error:
+                raise self.error(index, f"{about}: {error}", type(error)) from None
+            yield start, data
 
-    def _place(self, index: int) -> storage.Range:
-        """Where in the file the samples lie that share a checksum with sample `index`."""
-        first = index // self.header.checksum_group * self.header.checksum_group
-        start, end = self.offsets[first], self.offsets[min(first + self.header.checksum_group, len(self))]
-        return self._payload.start + int(start), int(end) - int(start)
+    def _again(self, start: int, size: int, expected: int) -> bytes:
+        """Bytes of the file that did not have their checksum."""
+        data = self._storage.read_again(start, size)
+        found = zlib.crc32(data)
+        if found != expected:
+            raise ChecksumError(f"checksum {found:#010x}, expected {expected:#010x}")
+        return data
 
     def _check_open(self) -> None:
         if not self.close.alive:
@@ -444,10 +447,6 @@ def _only_zip64(info: zipfile.ZipInfo) -> bool:
         return True
     large = sum(value > zipfile.ZIP64_LIMIT for value in (info.file_size, info.compress_size, info.header_offset))
     return large > 0 and info.extra[:4] == struct.pack("<HH", 1, 8 * large) and len(info.extra) == 4 + 8 * large
-
-
-def _bytes(start: int, size: int) -> str:
-    return f"payload bytes {start} to {start + size - 1}"
 
 
 def _gunzip(data: bytes, size: int, name: str) -> bytes:

@@ -537,6 +537,20 @@ def test_loader_workers(server, noisy, expected, tmp_path, method, cached):
             next(iter(loader))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_leaves_the_connections_of_its_parent_alone(server, noisy):
+    with dqcodec.open(server.serve(noisy)) as file:
+        file.images([100])
+        child = os.fork()
+        if not child:
+            file.images([3])
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        server.requests.clear()
+        file.images([200])
+        assert len(server.requests) == 1  # a lost connection would be waited for, then tried again
+
+
 def test_errors_of_workers(server, noisy):
     from torch.utils.data import DataLoader
 
