@@ -177,7 +177,7 @@ def encode(
 
 
 @app.command()
-def info(file: Annotated[Path, typer.Argument(help="A .dqz file.")], as_json: Json = False) -> None:
+def info(file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")], as_json: Json = False) -> None:
     """Show what a .dqz file holds."""
     found = read_info(file)
     if as_json:
@@ -187,7 +187,7 @@ def info(file: Annotated[Path, typer.Argument(help="A .dqz file.")], as_json: Js
 
 
 @app.command()
-def verify(file: Annotated[Path, typer.Argument(help="A .dqz file.")], as_json: Json = False) -> None:
+def verify(file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")], as_json: Json = False) -> None:
     """Check every checksum and decode every sample; exit status 1 if something is wrong."""
     with _Stages() as stages:
         found = verify_file(file, stages)
@@ -200,7 +200,7 @@ def verify(file: Annotated[Path, typer.Argument(help="A .dqz file.")], as_json: 
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="A .dqz file.")],
+    file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")],
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     fill: Fill = "mae",
     as_json: Json = False,
@@ -216,7 +216,7 @@ def export(
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="A .dqz file.")],
+    file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write, .png or .jpg.")],
     index: Annotated[
         list[int] | None, typer.Option(help="Sample to show; may be given several times.", show_default="eight of them")

@@ -23,6 +23,7 @@ from dqcodec.codec.dct import coder
 from dqcodec.codec.dct.tables import Tables, default
 from dqcodec.container.reader import Reader
 from dqcodec.container.spec import MAE
+from dqcodec.container.storage import place
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.patches import fill_mean, join, split, to_units
 from dqcodec.smooth import smooth
@@ -54,13 +55,16 @@ class DQZFile:
         bin, source_index  unsigned (N,), or None where the file does not have them
         shape              (C, H, W) of the images
 
+    `path` may be a URL (https://, s3:// and what else fsspec knows; needs `dqcodec[remote]`), and `cache` then a folder
+    that keeps what was fetched once.
+
     `file[i]` is (uint8 (C, H, W), int label), `file.images(indices)` a batch. Pickles as its path; opens the file anew
     in another process, and refuses one that was replaced in between.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._reader: Reader | None = Reader(path)
+    def __init__(self, path: str | Path, cache: str | Path | None = None) -> None:
+        self.path, self.cache = place(path), cache
+        self._reader: Reader | None = Reader(path, cache)
         self._process = os.getpid()
         self._dct: coder.Format | None = None
         if self._reader.header.transform == "dct":
@@ -71,7 +75,7 @@ class DQZFile:
     @property
     def reader(self) -> Reader:
         if self._reader is None or self._process != os.getpid():
-            reader = Reader(self.path)
+            reader = Reader(self.path, self.cache)
             if reader.identity != self._identity:
                 reader.close()
                 raise FormatError(f"{self.path}: replaced by another file while it was in use", path=self.path)
@@ -254,9 +258,15 @@ def form_of(reader: Reader) -> coder.Format:
     return coder.Format(header.height, header.width, header.channels, tables)
 
 
-def open(path: str | Path) -> DQZFile:
-    """Open a .dqz for reading with numpy alone; FormatError where it is not one."""
-    return DQZFile(path)
+def open(path: str | Path, cache: str | Path | None = None) -> DQZFile:
+    """Open a .dqz for reading with numpy alone; FormatError where it is not one.
+
+        path    a file, or a URL: "https://host/out.dqz", "s3://bucket/out.dqz" and what else fsspec knows
+        cache   for a URL, a folder that keeps what was fetched; it may be shared, and deleted at any time
+
+    A server that cannot be read is an OSError, after some tries.
+    """
+    return DQZFile(path, cache)
 
 
 def check_index(index: Any, length: int) -> int:

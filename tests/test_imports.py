@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dqcodec"
-HEAVY = {"torch", "timm", "torchvision", "safetensors", "PIL", "zarr", "typer", "rich"}
+HEAVY = {"torch", "timm", "torchvision", "safetensors", "PIL", "zarr", "typer", "rich", "fsspec", "aiohttp"}
 
 NEVER = {  # part -> what it must not import, anywhere in its files
     "container": {"dqcodec.codec", "dqcodec.data", "dqcodec.selection", "torch", "zarr", "PIL"},

@@ -1,4 +1,4 @@
-"""Reading a .dqz: everything is checked before it is believed, a sample is one positioned read.
+"""Reading a .dqz: everything is checked before it is believed, a sample is one range of bytes.
 
 Opening reads the ZIP directory, the header and the columns; `read` returns the coded bytes of samples after their
 checksums. Nothing is allocated from a stated size before that size is known to fit the file.
@@ -7,14 +7,12 @@ checksums. Nothing is allocated from a stated size before that size is known to 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import stat
 import struct
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +20,9 @@ from typing import Self
 
 import numpy as np
 
-from dqcodec.container import spec
+from dqcodec.container import spec, storage
 from dqcodec.container.spec import Array, Header
+from dqcodec.container.storage import Storage
 from dqcodec.errors import ChecksumError, FormatError, TruncatedError
 
 _BLOCK = 1 << 20
@@ -31,6 +30,7 @@ _BLOCK = 1 << 20
 _PLAIN_MEMBER = re.compile(r"(?!.*(^|/)\.{0,2}(/|$))[ -\[\]-~]+")
 _UNKNOWN = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)  # what stands in the end record where only the ZIP64 one knows
 _MAX_INFLATE_RATIO = 1032  # deflate cannot expand further
+_LOCAL_HEADER = 1 << 10  # bytes that hold that of the payload
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,27 @@ class Reader:
         columns   arrays by name; `label`, `bits`, `scale`, `length` and `checksum` are always there
         offsets   int64 (N + 1,), where each sample starts in the payload, and its end
 
-    Safe to use from several threads: reads carry their position.
+    `path` may be a URL that fsspec knows, and `cache` then a folder that keeps what was fetched (`storage.connect` says
+    what is raised). Safe to use from several threads: reads carry their position.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, cache: str | Path | None = None) -> None:
+        self.path = storage.place(path)
         try:
-            self._open()
+            self._storage = storage.connect(self.path, cache)
+            self.close = weakref.finalize(self, self._storage.close)  # also when nobody calls it
+            with self._storage.opening():
+                self._open()
         except FormatError as error:
+            if error.path is not None:
+                raise
             raise type(error)(
                 f"{self.path}: {error}", path=self.path, member=error.member, sample=error.sample
             ) from None
 
     def _open(self) -> None:
-        if not stat.S_ISREG(os.stat(self.path).st_mode):  # opening a pipe would wait for ever
-            raise FormatError("not a regular file")
-        self._descriptor = os.open(self.path, os.O_RDONLY)
-        self.close = weakref.finalize(self, os.close, self._descriptor)  # also when nobody calls it
-        self.size = os.fstat(self._descriptor).st_size
-        self.members = read_directory(self._descriptor, self.size)
+        self.size = self._storage.size
+        self.members = read_directory(self._storage)
         self.identity = hashlib.sha256(repr(sorted(self.members.items())).encode()).hexdigest()
         self.header: Header = spec.parse_header(self._member(spec.ROOT, spec.MAX_ROOT))
         payload = self._check_payload()
@@ -232,7 +234,7 @@ class Reader:
         member = self.members[name]
         if member.size > limit:
             raise FormatError(f"{name}: {member.size} bytes; allowed: {limit}", member=name)
-        data = _pread(self._descriptor, member.size, member.start)
+        data = self._storage.read(member.start, member.size)
         found = zlib.crc32(data)
         if found != member.crc:
             raise ChecksumError(f"{name}: checksum {found:#010x}, expected {member.crc:#010x}", member=name)
@@ -245,30 +247,43 @@ class Reader:
         """The coded bytes of samples, each after the checksum of its group; ChecksumError names file and sample."""
         self._check_open()
         group = self.header.checksum_group
+        wanted = [int(index) for index in indices]
+        first: dict[int, int] = {}  # of each group the sample that needs it first
+        for index in wanted:
+            first.setdefault(index // group, index)
+        blocks = dict(zip(first, self._read_groups(first), strict=True))
         result = []
-        last, start, data = -1, 0, b""
-        for index in map(int, indices):
-            if index // group != last:
-                start, data = self._read_group(index)
-                last = index // group
-            result.append(data[int(self.offsets[index]) - start : int(self.offsets[index + 1]) - start])
+        starts, ends = self.offsets[wanted].tolist(), self.offsets[1:][wanted].tolist()
+        for index, start, end in zip(wanted, starts, ends, strict=True):
+            place, data = blocks[index // group]
+            result.append(data[start - place : end - place])
         return result
 
-    def _read_group(self, index: int) -> tuple[int, bytes]:
-        """Start and bytes of the group of samples that share a checksum with sample `index`, after that checksum."""
-        group = self.header.checksum_group
-        first = index // group * group
-        start, end = int(self.offsets[first]), int(self.offsets[min(first + group, len(self))])
-        place = f"payload bytes {start} to {end - 1}"
-        try:
-            data = _pread(self._descriptor, end - start, self._payload.start + start)
-        except TruncatedError as error:
-            raise self.error(index, f"{place}: {error}", TruncatedError) from None
-        found, expected = zlib.crc32(data), int(self.columns["checksum"][index // group])
+    def _read_groups(self, first: Mapping[int, int]) -> Iterator[tuple[int, bytes]]:
+        """Place in the payload and bytes, after their checksum, of groups; an error names the sample of the group."""
+        groups, group = np.array(list(first), np.int64), self.header.checksum_group
+        starts = self.offsets[groups * group]
+        sizes = (self.offsets[np.minimum((groups + 1) * group, len(self))] - starts).tolist()
+        places = list(zip((starts + self._payload.start).tolist(), sizes, strict=True))
+        found = self._storage.read_many(places)
+        sums = self.columns["checksum"][groups].tolist()
+        for index, start, (place, size), expected in zip(first.values(), starts.tolist(), places, sums, strict=True):
+            about = f"payload bytes {start} to {start + size - 1}"
+            try:
+                data = next(found)
+                if zlib.crc32(data) != expected:
+                    data = self._again(place, size, expected)
+            except (TruncatedError, ChecksumError) as error:
+                raise self.error(index, f"{about}: {error}", type(error)) from None
+            yield start, data
+
+    def _again(self, start: int, size: int, expected: int) -> bytes:
+        """Bytes of the file that did not have their checksum."""
+        data = self._storage.read_again(start, size)
+        found = zlib.crc32(data)
         if found != expected:
-            reason = f"{place}: checksum {found:#010x}, expected {expected:#010x}"
-            raise self.error(index, reason, ChecksumError)
-        return start, data
+            raise ChecksumError(f"checksum {found:#010x}, expected {expected:#010x}")
+        return data
 
     def _check_open(self) -> None:
         if not self.close.alive:
@@ -284,7 +299,7 @@ class Reader:
         self._check_open()
         member = self.members[name]
         for start in range(0, member.size, _BLOCK):
-            yield _pread(self._descriptor, min(_BLOCK, member.size - start), member.start + start)
+            yield self._storage.read(member.start + start, min(_BLOCK, member.size - start))
 
     def fingerprint(self) -> str:
         """The fingerprint computed from the bytes, equal to `header.fingerprint` in a whole file.
@@ -321,20 +336,20 @@ class Reader:
         self.close()
 
 
-def read_directory(file: int, size: int) -> dict[str, Member]:
+def read_directory(file: Storage) -> dict[str, Member]:
     """The members of the ZIP by name.
 
     Stricter than ZIP: no archive comment, at most MAX_MEMBERS, all stored, no name twice, local headers equal to the
     directory, and the members tile the file from its first byte to the directory: nothing overlaps, nothing hides.
     """
-    directory, count = _find_directory(file, size)
+    directory, count = _find_directory(file)
     try:
-        with open(file, "rb", closefd=False) as stream:
-            infos = zipfile.ZipFile(stream).infolist()
+        infos = zipfile.ZipFile(storage.Stream(file)).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
         raise FormatError(f"not a .dqz file: {error}") from None
     if len(infos) != count:
         raise FormatError(f"the directory has {len(infos)} members and states {count}")
+    file.expect(_around_payload(infos, directory))
     members: dict[str, Member] = {}
     position = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
@@ -361,14 +376,27 @@ def read_directory(file: int, size: int) -> dict[str, Member]:
     return members
 
 
-def _find_directory(file: int, size: int) -> tuple[int, int]:
+def _around_payload(infos: list[zipfile.ZipInfo], directory: int) -> list[storage.Range]:
+    """What opening reads: everything but the payload; nothing where that is more than columns may have."""
+    places = sorted({min(max(0, info.header_offset), directory) for info in infos} | {0, directory})
+    start = next((info.header_offset for info in infos if info.filename == f"{spec.PAYLOAD}/c/0"), -1)
+    if start not in places[:-1]:
+        return []
+    end = places[places.index(start) + 1]
+    if start + directory - end > spec.max_columns(end - start):
+        return []
+    return [(0, start + min(_LOCAL_HEADER, end - start)), (end, directory - end)]
+
+
+def _find_directory(file: Storage) -> tuple[int, int]:
     """Where the central directory starts and how many members it has, after checking both against the limits."""
+    size = file.size
     if size < 22:
         raise TruncatedError(f"{size} bytes are too few for a .dqz file; it may be cut off")
-    tail = _pread(file, min(size, 98), size - min(size, 98))
+    tail = file.read(size - min(size, 98), min(size, 98))
     end = tail[-22:]
     if end[:4] != b"PK\5\6":
-        begins = _pread(file, 4, 0) == b"PK\3\4"
+        begins = file.read(0, 4) == b"PK\3\4"
         reason = "the file is cut off or something was added at its end" if begins else "is this a .dqz file?"
         raise TruncatedError(f"no ZIP directory at the end: {reason}")
     disks, here, count, length, start, comment = struct.unpack("<IHHIIH", end[4:])
@@ -391,17 +419,17 @@ def _find_directory(file: int, size: int) -> tuple[int, int]:
     return int(start), int(count)
 
 
-def _check_local(file: int, info: zipfile.ZipInfo, position: int, directory: int) -> int:
+def _check_local(file: Storage, info: zipfile.ZipInfo, position: int, directory: int) -> int:
     """The length of a member's local header, which must say the same as the directory."""
     name = info.filename
     if position + 30 > directory:
         raise TruncatedError(f"the member {name[:80]!r} is cut off", member=name)
-    fields = struct.unpack("<4s5HIIIHH", _pread(file, 30, position))
+    fields = struct.unpack("<4s5HIIIHH", file.read(position, 30))
     signature, _, flags, method, _, _, crc, stored, size, name_length, extra_length = fields
     length = 30 + int(name_length) + int(extra_length)
     if position + length > directory:
         raise TruncatedError(f"the member {name[:80]!r} is cut off", member=name)
-    rest = _pread(file, length - 30, position + 30)
+    rest = file.read(position + 30, length - 30)
     extra = rest[name_length:]
     if stored == size == 0xFFFFFFFF and len(extra) == 20 and extra[:4] == b"\1\0\x10\0":  # ZIP64
         size, stored = struct.unpack("<QQ", extra[4:])
@@ -419,18 +447,6 @@ def _only_zip64(info: zipfile.ZipInfo) -> bool:
         return True
     large = sum(value > zipfile.ZIP64_LIMIT for value in (info.file_size, info.compress_size, info.header_offset))
     return large > 0 and info.extra[:4] == struct.pack("<HH", 1, 8 * large) and len(info.extra) == 4 + 8 * large
-
-
-def _pread(file: int, size: int, start: int) -> bytes:
-    """`size` bytes at `start`, without moving a shared position."""
-    parts = []
-    while size:
-        part = os.pread(file, min(size, 1 << 30), start)
-        if not part:
-            raise TruncatedError(f"the file ends at byte {start}, {size} bytes too early")
-        parts.append(part)
-        start, size = start + len(part), size - len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _gunzip(data: bytes, size: int, name: str) -> bytes:

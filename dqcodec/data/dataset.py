@@ -64,7 +64,7 @@ class Decoded:
 class DQZDataset(Dataset[tuple[Any, Any]]):
     """The samples of a .dqz as (image, target): a uint8 tensor (C, H, W) and an int, before the transforms.
 
-        path              the file
+        path              the file, or its URL: https://, s3:// and what else fsspec knows
         transform         called with each image; target_transform with each target
         device            where images are decoded to, "cpu" by default. Another device works in the process that uses
                           it: num_workers=0
@@ -74,6 +74,7 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         on_error          a damaged sample in a batch: "raise" (FormatError names file and sample), "skip" (the batch
                           is smaller), "warn" (and a warning names it). By itself, `dataset[i]`, it always raises, and
                           so does a batch in which nothing is left
+        cache             for a URL, a folder that keeps what was fetched; workers and processes may share it
 
         classes, class_to_idx, targets   as torchvision's ImageFolder has them; targets is an int64 array
         skipped                          indices of the samples that this process left out so far
@@ -92,12 +93,13 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         fill: str = "mae",
         mae: str | Path | MAE | None = None,
         on_error: str = "raise",
+        cache: str | Path | None = None,
     ) -> None:
         check_choice("fill", fill, FILLS)
         check_choice("on_error", on_error, ON_ERROR)
         if mae is not None and fill != "mae":
             raise OptionError(f'mae: given with fill={fill!r}; only fill="mae" uses it')
-        self.file = DQZFile(path)
+        self.file = DQZFile(path, cache)
         self.transform, self.target_transform = transform, target_transform
         self.device = torch.device(device or "cpu")
         self.fill, self.on_error = fill, on_error
