@@ -51,13 +51,14 @@ Fill = Annotated[
         "image's mean colour; [b]none[/b], black."
     ),
 ]
+Source = Annotated[str, typer.Argument(help="A .dqz file, a folder of parts, or a URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 @app.command()
 def encode(
     source: Annotated[Path, typer.Argument(help="Folder with one folder a class: SOURCE/<class>/<image>.")],
-    output: Annotated[Path, typer.Argument(help="The .dqz file to write.")],
+    output: Annotated[Path, typer.Argument(help="The .dqz file to write, or with --shard-size the folder.")],
     keep: Annotated[
         str,
         typer.Option(
@@ -105,6 +106,14 @@ def encode(
             help="Bytes of the file at most, and at least 97% of them: 2GB, 500MiB, or 0.1x of the source files. The "
             "bits follow from it (--bits auto or rank, without a number, says how they differ by image), or the share "
             "of the images (--keep auto)."
+        ),
+    ] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Write a folder of parts of at most so many bytes (1GB), each a .dqz by itself, and an index. It "
+            "opens like one file.",
+            show_default="one file",
         ),
     ] = None,
     effort: Annotated[
@@ -159,8 +168,8 @@ def encode(
     --keep 1 --drop 0 keeps everything and trains no network.
     """
     options = EncodeOptions(
-        _share(keep), bins, drop, transform, bits, target_size, effort, size, resize, patch, features, method, alpha,
-        normalize, bin_sizes, mae, seed,
+        _share(keep), bins, drop, transform, bits, target_size, shard_size, effort, size, resize, patch, features,
+        method, alpha, normalize, bin_sizes, mae, seed,
     )  # fmt: skip
     with _Stages() as stages:
         result = encode_folder(
@@ -177,7 +186,7 @@ def encode(
 
 
 @app.command()
-def info(file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")], as_json: Json = False) -> None:
+def info(file: Source, as_json: Json = False) -> None:
     """Show what a .dqz file holds."""
     found = read_info(file)
     if as_json:
@@ -187,7 +196,7 @@ def info(file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")], 
 
 
 @app.command()
-def verify(file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")], as_json: Json = False) -> None:
+def verify(file: Source, as_json: Json = False) -> None:
     """Check every checksum and decode every sample; exit status 1 if something is wrong."""
     with _Stages() as stages:
         found = verify_file(file, stages)
@@ -200,7 +209,7 @@ def verify(file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")]
 
 @app.command()
 def export(
-    file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")],
+    file: Source,
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     fill: Fill = "mae",
     as_json: Json = False,
@@ -216,7 +225,7 @@ def export(
 
 @app.command()
 def show(
-    file: Annotated[str, typer.Argument(help="A .dqz file, or its URL.")],
+    file: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write, .png or .jpg.")],
     index: Annotated[
         list[int] | None, typer.Option(help="Sample to show; may be given several times.", show_default="eight of them")

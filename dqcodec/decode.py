@@ -22,6 +22,7 @@ from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct import coder
 from dqcodec.codec.dct.tables import Tables, default
 from dqcodec.container.reader import Reader
+from dqcodec.container.shards import ShardReader, open_reader
 from dqcodec.container.spec import MAE
 from dqcodec.container.storage import place
 from dqcodec.errors import FormatError, OptionError
@@ -64,7 +65,7 @@ class DQZFile:
 
     def __init__(self, path: str | Path, cache: str | Path | None = None) -> None:
         self.path, self.cache = place(path), cache
-        self._reader: Reader | None = Reader(path, cache)
+        self._reader: Reader | ShardReader | None = open_reader(path, cache)
         self._process = os.getpid()
         self._dct: coder.Format | None = None
         if self._reader.header.transform == "dct":
@@ -73,9 +74,9 @@ class DQZFile:
         self._identity = self._reader.identity
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> Reader | ShardReader:
         if self._reader is None or self._process != os.getpid():
-            reader = Reader(self.path, self.cache)
+            reader = open_reader(self.path, self.cache)
             if reader.identity != self._identity:
                 reader.close()
                 raise FormatError(f"{self.path}: replaced by another file while it was in use", path=self.path)
@@ -187,7 +188,7 @@ class DQZFile:
             raise reader.error(wanted[error.sample or 0], str(error)) from None
         return images, mask
 
-    def _form(self, reader: Reader) -> coder.Format:
+    def _form(self, reader: Reader | ShardReader) -> coder.Format:
         """What the samples of a file of the transform dct share."""
         if self._dct is None:
             self._dct = form_of(reader)
@@ -233,7 +234,7 @@ class DQZFile:
         self.close()
 
 
-def form_of(reader: Reader) -> coder.Format:
+def form_of(reader: Reader | ShardReader) -> coder.Format:
     """Tables and geometry of a file of the transform dct; FormatError where they do not fit each other."""
     header, columns, parameters = reader.header, reader.columns, reader.header.parameters
     unit = parameters["unit"]

@@ -14,6 +14,7 @@ import numpy as np
 
 from dqcodec import features
 from dqcodec.bits import Bits
+from dqcodec.container.shards import ShardWriter
 from dqcodec.container.spec import Header
 from dqcodec.container.writer import Writer
 from dqcodec.errors import OptionError, OutputError
@@ -28,7 +29,7 @@ from dqcodec.stages.code import Samples, make_packer, quick_packer
 from dqcodec.stages.fill import train_mae, wanted_mae
 from dqcodec.stages.images import look, read_all
 from dqcodec.stages.widths import set_widths, step
-from dqcodec.stages.write import Draft
+from dqcodec.stages.write import Draft, write
 from dqcodec.work import Work
 
 
@@ -75,7 +76,7 @@ def encode(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EncodeResult:
-    """Encode the image folder `source` (one folder a class) into the .dqz file `output`.
+    """Encode the image folder `source` (one folder a class) into the .dqz file `output`, or a folder of parts.
 
         work       folder for thumbnails, proxy, features, bins and scores, so that the next run on the same source
                    does not make them again, and one that was killed goes on
@@ -103,7 +104,8 @@ def encode(
     if options.keep != 1 and options.method != "random":  # what is wrong with them should be known now
         features.check_source(options.features, folder.names)
 
-    with Writer(output, overwrite) as writer, Work(work, Path(output).parent) as saved:
+    make = Writer if options.shard_size is None else ShardWriter
+    with make(output, overwrite) as writer, Work(work, Path(output).parent) as saved:
         with run.stage("read"):
             images = look(folder, options, device, saved, run)
             mae = wanted_mae(images) if images.drops else None
@@ -155,17 +157,21 @@ def encode(
                 with run.stage("budget"):
                     coded = fit(draft, samples, ladder, shift, budget, trim)
             with run.stage("write"):
-                samples.write(coded.places)
                 if saved.found:
                     run.notes.append(f"found in the work folder: {', '.join(saved.found)}")
-                header = writer.finish(*draft.content(coded))
+                header = write(draft, samples, coded, writer)
 
     return EncodeResult(
         Path(output), draft.options(coded), header, len(images), len(coded.places),
         bytes_in=images.bytes, bytes_kept=int(folder.sizes[images.usable[kept[coded.places]]].sum()),
-        bytes_out=Path(output).stat().st_size, skipped=tuple(run.skipped), notes=tuple(run.notes),
+        bytes_out=_bytes(Path(output)), skipped=tuple(run.skipped), notes=tuple(run.notes),
         seconds=run.seconds, selection=selection,
     )  # fmt: skip
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
 
 
 def _check_outside(folder: Folder, place: str | Path | None) -> None:

@@ -100,9 +100,9 @@ def info(path: str | Path) -> Info:
         reader, header = file.reader, file.reader.header
         per_class = np.bincount(file.label, minlength=len(header.classes))
         members: dict[str, int] = {}
-        for name, member in reader.members.items():
+        for name, size in reader.sizes.items():
             column = name.partition("/c/")[0] if "/c/" in name else "metadata"
-            members[column] = members.get(column, 0) + member.size
+            members[column] = members.get(column, 0) + size
         members["zip"] = reader.size - sum(members.values())
         mask = reader.columns.get("mask")
         kept = len(file) * header.patches if mask is None else int(np.bitwise_count(mask).sum())

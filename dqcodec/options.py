@@ -27,8 +27,8 @@ _UNITS = {"": 1, "b": 1} | {
 }
 
 
-def target_bytes(text: int | str, source: int) -> int:
-    """Bytes of a `target_size`: 2_000_000, "2MB", "1.5GiB", or "0.1x" of so many `source` bytes.
+def parse_size(name: str, text: int | str, source: int | None = None) -> int:
+    """Bytes of an option: 2_000_000, "2MB", "1.5GiB", or where `source` bytes are given "0.1x" of them.
 
     Raises OptionError where it is none of these, or not above 0.
     """
@@ -37,12 +37,12 @@ def target_bytes(text: int | str, source: int) -> int:
     written = str(min(text, 10**30)) if number else text
     found = re.fullmatch(form, written, re.IGNORECASE) if isinstance(written, str) else None
     value, unit = found.groups() if found else ("0", "")
-    factor = source if unit.lower() == "x" else _UNITS.get(unit.lower(), 0)
+    relative = unit.lower() == "x" and source is not None
+    factor = (source or 0) if relative else _UNITS.get(unit.lower(), 0)
     size = int(min(float(value), 1e15) * factor)
-    if size < 1 and (unit.lower() != "x" or not float(value)):
-        raise OptionError(
-            f"target_size: {text!r}; allowed: bytes above 0, as in 2GB, 500MiB, 120000, or 0.1x of the source"
-        )
+    if size < 1 and (not relative or not float(value)):
+        share = "" if source is None else ", or 0.1x of the source"
+        raise OptionError(f"{name}: {text!r}; allowed: bytes above 0, as in 2GB, 500MiB, 120000{share}")
     return size
 
 
@@ -64,6 +64,8 @@ class EncodeOptions:
               bytes of the file at most, and at least 97% of them: 2_000_000_000, "2GB", "500MiB", or "0.1x" of the
               source files. The number of bits follows from it; with keep "auto" the share that is kept, and the bits
               only as far as that leaves a rest. None: whatever the other options give
+    shard_size
+              bytes of a part at most, as for target_size: the output is a folder of parts and an index. None: one file
     effort    "fast", "default" or "best": how long dct searches
     size      pixels a side; None: as the data, at most 224
     resize    how other shapes become square: "squash", "crop" or "pad"
@@ -86,6 +88,7 @@ class EncodeOptions:
     transform: str | None = None
     bits: float | str | None = None
     target_size: int | str | None = None
+    shard_size: int | str | None = None
     effort: str = "default"
     size: int | None = None
     resize: str = "squash"
@@ -128,12 +131,14 @@ class EncodeOptions:
             raise OptionError(f"transform: {self.transform!r}; allowed: {', '.join(TRANSFORMS)}")
         bits = parse("fixed" if self.bits is None else self.bits)
         if self.target_size is not None:
-            target_bytes(self.target_size, 1)
+            parse_size("target_size", self.target_size, 1)
             if bits.mean is not None and self.keep != AUTO:
                 raise OptionError(
                     f"bits: {self.bits!r} and a target_size; the size decides how many bits: give auto, rank or fixed "
                     "without a number, or keep auto"
                 )
+        if self.shard_size is not None:
+            parse_size("shard_size", self.shard_size)
         if self.effort not in EFFORTS:
             raise OptionError(f"effort: {self.effort!r}; allowed: {', '.join(EFFORTS)}")
         if self.size is not None and not 1 <= self.size <= MAX_SIDE:

@@ -14,7 +14,7 @@ from PIL import Image
 import dqcodec
 from dqcodec import EncodeOptions, OptionError, encode
 from dqcodec.inspection import info, verify
-from dqcodec.options import target_bytes
+from dqcodec.options import parse_size
 from dqcodec.stages import budget as module
 from dqcodec.stages.budget import LEAST, Ladder, climb
 from dqcodec.stages.images import Images
@@ -234,11 +234,11 @@ def test_wrong_options(folder, tmp_path, options, message):
     ],
 )
 def test_sizes(text, expected):
-    assert target_bytes(text, 1000) == expected
+    assert parse_size("target_size", text, 1000) == expected
 
 
 def test_a_number_of_any_length_is_a_size():
-    assert target_bytes(10**5000, 1) == target_bytes("9" * 5000, 1) == 10**15
+    assert parse_size("n", 10**5000, 1) == parse_size("n", "9" * 5000, 1) == 10**15
 
 
 @settings(deadline=None)

@@ -240,6 +240,11 @@ class Reader:
             raise ChecksumError(f"{name}: checksum {found:#010x}, expected {member.crc:#010x}", member=name)
         return data
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each member."""
+        return {name: member.size for name, member in self.members.items()}
+
     def __len__(self) -> int:
         return self.header.samples
 
@@ -323,9 +328,7 @@ class Reader:
 
     def mask(self, indices: Sequence[int] | Array) -> Array:
         """bool (n, P), true where a patch is kept."""
-        if "mask" not in self.columns:
-            return np.ones((len(indices), self.header.patches), bool)
-        return spec.unpack_mask(self.columns["mask"][np.asarray(indices, np.int64)], self.header.patches)
+        return spec.masks(self.header, self.columns, indices)
 
     def __enter__(self) -> Self:
         return self

@@ -85,7 +85,7 @@ class Writer:
             os.fsync(self._file.fileno())
             self._file.close()
             self._put_in_place()
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         return header
 
     def _check_target(self) -> None:
@@ -146,12 +146,8 @@ class Writer:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Whatever cannot be written beside the target is an OutputError."""
-        try:
+        with writing(self.path):
             yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            message = f"cannot write {self.path}: {reason}; nothing was left behind"
-            raise OutputError(message, path=self.path) from error
 
     def close(self) -> None:
         """Drop what is not finished."""
@@ -170,6 +166,16 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError becomes an OutputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {path}: {reason}; nothing was left behind", path=path) from error
 
 
 def checksum_group(lengths: Sequence[int] | Array) -> int:
@@ -229,7 +235,7 @@ def _info(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable, where the system can open folders."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.codec.quantize import MAX_BITS, MIN_BITS
-from dqcodec.container.writer import Writer
+from dqcodec.container.shards import Output
 from dqcodec.errors import OptionError
-from dqcodec.options import target_bytes
+from dqcodec.options import parse_size
 from dqcodec.run import Run
 from dqcodec.selection.binning import Binning
 from dqcodec.stages.choose import keep_patches, sample_bins
@@ -44,7 +44,7 @@ def wanted_bytes(images: Images, run: Run) -> int | None:
     text = images.options.target_size
     if text is None:
         return None
-    found = target_bytes(text, images.bytes)
+    found = parse_size("target_size", text, images.bytes)
     if found < 1:
         raise OptionError(f"target_size: {text} of the source is less than a byte")
     if found > images.bytes:
@@ -126,7 +126,7 @@ def expected(draft: Draft, coded: Coded, count: int) -> float:
 
 def find_keep(
     images: Images, binning: Binning, scored: dict[str, Array], proxy: Proxy | None, mae: Checkpoint | None,
-    budget: int, writer: Writer, run: Run,
+    budget: int, writer: Output, run: Run,
 ) -> float:  # fmt: skip
     """The share of the samples, at most 1, with which the file at the wanted mean width has `budget` bytes."""
     seed, count, packer = images.options.seed, len(images), quick_packer(images)
@@ -146,7 +146,7 @@ def find_keep(
     return keep
 
 
-def find_mean(draft: Draft, budget: int, writer: Writer) -> float:
+def find_mean(draft: Draft, budget: int, writer: Output) -> float:
     """The mean width with which the file has `budget` bytes, estimated from a few samples."""
     images, count = draft.images, len(draft.kept)
     middle = (MIN_BITS + MAX_BITS) / 2
@@ -156,7 +156,7 @@ def find_mean(draft: Draft, budget: int, writer: Writer) -> float:
     return float(np.clip(middle + shift, MIN_BITS, MAX_BITS))
 
 
-def approach(draft: Draft, ladder: Ladder, budget: int, trim: bool, writer: Writer) -> float:
+def approach(draft: Draft, ladder: Ladder, budget: int, trim: bool, writer: Output) -> float:
     """The shift of the ladder with which the file has `budget` bytes, estimated from some of the samples.
 
     Raises OptionError where even the smallest widths take clearly more, and samples cannot be left out.
@@ -215,7 +215,7 @@ def _too_small(draft: Draft, budget: int, least: str) -> OptionError:
     )
 
 
-def some_samples(draft: Draft, writer: Writer, most: int) -> Samples:
+def some_samples(draft: Draft, writer: Output, most: int) -> Samples:
     """At most so many of the draft's, at random, to estimate with."""
     images = draft.images
     places = some_of(len(draft.kept), most, images.options.seed)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format, decode
+from dqcodec.container.shards import Output
 from dqcodec.container.spec import unpack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.errors import SourceError
@@ -211,7 +212,7 @@ class Samples:
     """
 
     def __init__(
-        self, images: Images, kept: Array, masks: Array | None, packer: Packer, writer: Writer, run: Run,
+        self, images: Images, kept: Array, masks: Array | None, packer: Packer, writer: Output, run: Run,
         places: Array | None = None,
     ) -> None:  # fmt: skip
         self.places = np.arange(len(kept)) if places is None else places
@@ -258,13 +259,13 @@ class Samples:
         for name, value in row.items():
             self._columns.setdefault(name, np.zeros(len(self._bits), np.int64))[place] = value
 
-    def write(self, places: Array) -> None:
-        """Append these to the output, in this order."""
+    def write(self, places: Array, writer: Writer) -> None:
+        """Append these to a file, in this order."""
         for place in places.tolist():
             with self._writer.writing():
                 self._file.seek(self._start[place])
                 payload = self._file.read(int(self._length[place]))
-            self._writer.append(payload)
+            writer.append(payload)
 
     def __enter__(self) -> Self:
         return self

@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.bits import Bits
+from dqcodec.container.shards import Output, Part, index_json, part_name
 from dqcodec.container.spec import MAE, MAX_NAME, Header
-from dqcodec.container.writer import size_of
-from dqcodec.options import EncodeOptions
+from dqcodec.container.writer import Writer, size_of
+from dqcodec.errors import OptionError
+from dqcodec.options import EncodeOptions, parse_size
 from dqcodec.run import Run
 from dqcodec.selection import Selection
-from dqcodec.stages.code import Coded, Packer
+from dqcodec.stages.code import Coded, Packer, Samples
 from dqcodec.stages.images import Images
 from dqcodec.stages.widths import Widths
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from dqcodec.models.checkpoints import Checkpoint
 
 Array = npt.NDArray[Any]
+
+
+_NOT_STORED = ("target_size", "shard_size")  # options that only lead to others, or to no other samples
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,30 @@ class Draft:
         return replace(options, bits=str(Bits(self.images.bits.mode, round(float(coded.bits.mean()), 2))))
 
     def size(self, coded: Coded) -> int:
-        """Bytes of the file with these samples."""
+        """Bytes of the file with these samples, or of all parts and their index."""
+        if self.images.options.shard_size is None:
+            return self._bytes(coded)
+        parts = self.parts(coded)
+        index = [Part(part_name(number), len(part.places), "0" * 64) for number, part in enumerate(parts)]
+        return sum(map(self._bytes, parts)) + len(index_json(index))
+
+    def parts(self, coded: Coded) -> list[Coded]:
+        """The samples, in order, in as few parts of about equal size as stay within the shard size."""
+        text = self.images.options.shard_size
+        most = parse_size("shard_size", text) if text is not None else 0
+        ends = np.cumsum(coded.lengths)
+        least = self._bytes(coded.some(np.array([int(coded.lengths.argmax())])))
+        if least > most:
+            raise OptionError(f"shard_size: {text} is too small; one sample alone makes a file of {least:,} bytes")
+        count = -(-self._bytes(coded) // most)
+        while True:
+            cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count)
+            parts = [coded.some(rows) for rows in np.split(np.arange(len(ends)), cuts) if len(rows)]
+            if max(map(self._bytes, parts)) <= most:
+                return parts
+            count += 1 + count // 20
+
+    def _bytes(self, coded: Coded) -> int:
         header, columns = self.content(coded)
         return size_of(header, coded.lengths, columns)
 
@@ -81,7 +109,7 @@ class Draft:
         about = {
             "source": {"images": len(images), "bytes": images.bytes, "skipped": len(self.run.skipped)},
             "encode": {
-                **{name: value for name, value in asdict(options).items() if name != "target_size"},
+                **{name: value for name, value in asdict(options).items() if name not in _NOT_STORED},
                 "features": Path(options.features).name if images.selects else None,
                 "mae": options.mae if options.mae in ("small", "train") else mae and mae.name,
             },
@@ -93,6 +121,18 @@ class Draft:
             (images.transform,), parameters=self.packer.parameters, extra=about,
             mae=None if mae is None else {"sha256": mae.sha256, "name": mae.name[-MAX_NAME:]},
         )  # fmt: skip
+
+
+def write(draft: Draft, samples: Samples, coded: Coded, writer: Output) -> Header:
+    """The file, or the parts, with these samples; returns the header of all."""
+    if isinstance(writer, Writer):
+        samples.write(coded.places, writer)
+        return writer.finish(*draft.content(coded))
+    for part in draft.parts(coded):
+        with writer.part() as file:
+            samples.write(part.places, file)
+            file.finish(*draft.content(part))
+    return writer.finish()
 
 
 def _rounded(values: Array) -> Array:
