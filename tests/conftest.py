@@ -47,7 +47,7 @@ def noisy_folder(root: Path, count: int, slope: float) -> Path:
     """Two classes of images of 32 x 32 as PNG files, from smooth to noisy: image k has a deviation of k * slope."""
     rng = np.random.default_rng(0)
     for k in range(count):
-        (root / "ab"[k % 2]).mkdir(exist_ok=True)
+        (root / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
         pixels = synthetic(k, 32, 32, 3) + rng.normal(0, k * slope, (32, 32, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "ab"[k % 2] / f"{k:02d}.png")
     return root

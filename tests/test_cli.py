@@ -124,10 +124,10 @@ def test_verify_what_is_no_file(tmp_path):
     missing = run("verify", tmp_path / "y.dqz")
     assert missing.returncode == 1
     assert missing.stderr == f"Error: {tmp_path / 'y.dqz'}: No such file or directory\n"
-    assert "not a regular file" in run("verify", tmp_path).stdout
+    assert "a folder without index.json, so no .dqz" in run("verify", tmp_path).stdout
     folder = run("info", tmp_path)
     assert folder.returncode == 1
-    assert folder.stderr == f"Error: {tmp_path}: not a regular file\n"
+    assert folder.stderr == f"Error: {tmp_path}: a folder without index.json, so no .dqz\n"
 
 
 def test_export(tmp_path):

@@ -50,8 +50,8 @@ class DQZLoader:
         workers       threads; by default one for each processor
         on_error      as for DQZDataset; a batch of which nothing is left is left out too
 
-    Each `iter` is the next epoch; `set_epoch` says which one comes next. All ranks get equally many batches: without
-    drop_last the end is filled up with samples of the epoch's beginning, `padded` says how many.
+    Each iterator that gave a batch was an epoch; `set_epoch` says which one comes next. All ranks get equally many
+    batches: without drop_last the end is filled up with samples of the epoch's beginning, `padded` says how many.
 
     `state_dict()` says in five numbers and words what the batches handed out so far were; after `load_state_dict` the
     next `iter` goes on with the sample after them, on any number of ranks, with any batch size and any number of
@@ -134,15 +134,17 @@ class DQZLoader:
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         if self._run is not None:
-            self.epoch, self._position = self.epoch + 1, 0
-        self._run = run = object()
+            self.epoch, self._position, self._run = self.epoch + 1, 0, None
         samples = len(self.dataset)
         order = permutation(samples, self.seed, self.epoch) if self.shuffle else np.arange(samples)
         batches = share(order, self._position, self.batch_size, self.rank, self.world_size, self.drop_last)
-        return self._batches(batches, run)
+        return self._batches(batches)
 
-    def _batches(self, batches: list[Array], run: object) -> Iterator[tuple[Any, Tensor]]:
+    def _batches(self, batches: list[Array]) -> Iterator[tuple[Any, Tensor]]:
         """What the batches hold; the state follows what is handed out, while no other iterator is the latest."""
+        run = object()
+        if self._run is None:  # an epoch is begun with its first batch: some frameworks ask for iterators in vain
+            self._run = run
         with closing(ordered_map(self._decode, batches, self.workers, max(self.workers, self.prefetch))) as decoded:
             for batch in _ahead(decoded, self._finish, self.dataset.device):
                 if self._run is run:

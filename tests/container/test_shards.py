@@ -60,6 +60,7 @@ def copy(shards, tmp_path):
     return shutil.copytree(shards, tmp_path / "copy")
 
 
+@pytest.mark.spec("R-35")
 def test_the_folder(shards, whole):
     names = sorted(path.name for path in shards.iterdir())
     count = len(names) - 1
@@ -134,6 +135,7 @@ def test_a_damaged_sample(copy):
     assert [index for index, _ in found.bad] == group
 
 
+@pytest.mark.spec("R-35")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -161,6 +163,7 @@ def edit(folder, change):
     (folder / "index.json").write_text(json.dumps(index))
 
 
+@pytest.mark.spec("R-35")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -181,6 +184,7 @@ def test_forged_indices(copy, change, message):
         dqcodec.open(copy)
 
 
+@pytest.mark.spec("R-35")
 def test_parts_that_do_not_belong_together(photos, shards, tmp_path, quick_proxy):
     """Parts of two sets under an index that is right for them."""
     other = tmp_path / "other"

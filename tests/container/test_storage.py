@@ -182,6 +182,30 @@ def test_any_file_system(tmp_path, noisy, expected):
         memory.rm("/storage-test", recursive=True)
 
 
+def test_a_folder_of_parts(server, tmp_path):
+    """A URL that ends with a slash: the same samples as from the folder itself, by a loader with threads too."""
+    options = dqcodec.EncodeOptions(keep=1, drop=0, shard_size=16_000)
+    dqcodec.encode(noisy_folder(tmp_path / "photos", 40, 1), tmp_path / "out", options)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(names) > 2
+    for name in names:
+        server.files[f"/out/{name}"] = (tmp_path / "out" / name).read_bytes()
+    url = f"http://127.0.0.1:{server.server_port}/out/"
+    here = dqcodec.DQZDataset(tmp_path / "out")
+    there = dqcodec.DQZDataset(url, cache=tmp_path / "cache")
+    order = shuffled(40).tolist()
+    np.testing.assert_array_equal(there.images(order).numpy(), here.images(order).numpy())
+    for (a, _), (b, _) in zip(dqcodec.DQZLoader(there, 7), dqcodec.DQZLoader(here, 7), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert verify(url).ok
+    del server.files[f"/out/{names[-1]}"]
+    with pytest.raises(FormatError, match=r"/out/part-0000\d\.dqz: missing, index\.json names it"):
+        dqcodec.open(url)
+    server.files.clear()
+    with pytest.raises(FormatError, match=r"/out/: a folder without index\.json"):
+        dqcodec.open(url)
+
+
 # ---- few requests
 
 

@@ -102,6 +102,18 @@ def test_epochs():
     assert names(loader) == epoch(0, 8, 4)
 
 
+def test_iterators_that_nobody_asks_are_no_epochs():
+    """Lightning makes two for each epoch."""
+    loader = DQZLoader(MEAN, 4)
+    loader.load_state_dict({**loader.state_dict(), "epoch": 2, "position": 8})
+    idle = iter(loader)
+    assert names(loader) == epoch(0, 2, 4)[2:]
+    idle = [idle, iter(loader)]
+    assert names(loader) == epoch(0, 3, 4)
+    assert loader.state_dict()["epoch"] == 4
+    del idle
+
+
 def test_the_state_is_what_was_handed_out():
     loader = DQZLoader(MEAN, 4, seed=2, workers=4, prefetch=6)
     assert loader.state_dict() == {
