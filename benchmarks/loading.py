@@ -2,11 +2,11 @@
 
     python benchmarks/loading.py FOLDER NAME SIZE [COUNT]      needs what loaders.py needs
 
-FOLDER holds images, in class folders or not; they are scaled and cropped to SIZE, and repeated until there are COUNT.
-The JPEGs have the PSNR of the .dqz. Every loader makes float batches (128, 3, SIZE, SIZE) in 0..1, shuffled, with two
-workers (processes or threads). First the files are dropped from the page cache and an epoch is timed with opening and
-starting the workers; then epochs with a warm cache, in turns; the median counts. For the start, a file of a million
-samples of SIZE pixels (copies) is opened in a new process, and the first batch asked for.
+FOLDER holds folders of images, which are scaled and cropped to SIZE, and repeated until there are COUNT. The JPEGs have
+the PSNR of the .dqz. Every loader makes float batches (128, 3, SIZE, SIZE) in 0..1, shuffled, with two workers
+(processes or threads); the main process computes with one thread. First the files are dropped from the page cache and
+an epoch is timed with opening and starting the workers; then epochs with a warm cache, in turns; the median counts. For
+the start, a file of a million samples of SIZE pixels (copies) is opened in a new process, and the first batch asked for.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import save
 from loaders import BATCH, LEFT_OUT, OPPONENTS, WORKERS, Batch, bytes_on_disk, jpeg, write_files
 from PIL import Image
@@ -152,6 +153,7 @@ def start(path: Path, place: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     folder, name, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     images = load(folder, size, int(sys.argv[4]) if len(sys.argv) > 4 else None)
     labels = np.arange(len(images)) % CLASSES

@@ -17,12 +17,19 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = 0) -> Generator[R]:
+def ordered_map(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    workers: int,
+    ahead: int = 0,
+    initializer: Callable[[], None] | None = None,
+) -> Generator[R]:
     """`map` over threads, in order; an exception ends it, and so does `close`.
 
-    ahead   tasks in flight and results waiting, at most; by default 8 for each worker
+    ahead        tasks in flight and results waiting, at most; by default 8 for each worker
+    initializer  called in each thread before its first task
     """
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=initializer) as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:

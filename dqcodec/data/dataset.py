@@ -280,12 +280,12 @@ def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
     if bool(mask.all()):
         return images
     n, _, height, width = images.shape
+    grid = height // patch, width // patch
+    total = images.sum(3, dtype=torch.int32).sum(2, dtype=torch.int64)
     pixels = mask.sum(1)[:, None] * patch * patch
-    total = images.sum((2, 3), dtype=torch.int64)
     colour = ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)
-    grid = mask.reshape(n, 1, height // patch, width // patch)
-    kept = grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-    return torch.where(kept, images, colour[:, :, None, None])
+    dropped = (~mask).to(torch.uint8).reshape(n, 1, grid[0], 1, grid[1], 1).expand(n, 1, grid[0], patch, grid[1], patch)
+    return images + dropped.reshape(n, 1, height, width) * colour[:, :, None, None]
 
 
 def fill_smooth(images: Tensor, mask: Tensor, patch: int) -> Tensor:

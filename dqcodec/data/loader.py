@@ -3,17 +3,18 @@
     for images, targets in DQZLoader("out.dqz", batch_size=128, device="cuda"):
         ...
 
-    order -> [ read -> checksum -> entropy decode ] -> place -> fill -> transform -> (images, targets)
-              threads, some batches ahead              the device; on a GPU a side stream, a batch ahead
+    order -> read -> checksum -> entropy decode -> place -> fill -> transform -> (images, targets)
 
-Threads are enough, because the decoder holds no interpreter lock; no process is forked and no memory shared.
+Threads do it up to the entropy decoding, some batches ahead; on a CPU up to the filling, and the transform is left to
+the thread that takes the batches. On a GPU the rest is done there, on a stream of its own, a batch ahead. Threads are
+enough, because the decoder holds no interpreter lock; no process is forked and no memory shared.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -30,6 +32,7 @@ from dqcodec.errors import FormatError, OptionError
 from dqcodec.parallel import default_workers, ordered_map
 
 Array = npt.NDArray[Any]
+Batch = tuple[Tensor, Tensor]
 STATE = ("seed", "epoch", "position", "shuffle", "fingerprint")
 MAX_SEED, MAX_EPOCH = (1 << 64) - 1, (1 << 32) - 1
 
@@ -145,8 +148,17 @@ class DQZLoader:
         run = object()
         if self._run is None:  # an epoch is begun with its first batch: some frameworks ask for iterators in vain
             self._run = run
-        with closing(ordered_map(self._decode, batches, self.workers, max(self.workers, self.prefetch))) as decoded:
-            for batch in _ahead(decoded, self._finish, self.dataset.device):
+        ahead = max(self.workers, self.prefetch)
+        decoded: Generator[Any]
+        finished: Iterator[Any]
+        if self.dataset.device.type == "cuda":
+            decoded = ordered_map(self._decode, batches, self.workers, ahead)
+            finished = _on_a_stream(decoded, lambda batch: self._transform(self._place(batch)), self.dataset.device)
+        else:
+            decoded = ordered_map(lambda i: self._place(self._decode(i)), batches, self.workers, ahead, _alone)
+            finished = map(self._transform, decoded)
+        with closing(decoded):
+            for batch in finished:
                 if self._run is run:
                     self._position = min(self._position + self.batch_size * self.world_size, len(self.dataset))
                 if batch is not None:
@@ -164,22 +176,27 @@ class DQZLoader:
             return None
         return batch.pin_memory() if self.dataset.device.type == "cuda" else batch
 
-    def _finish(self, batch: Decoded | None) -> tuple[Any, Tensor] | None:
+    def _place(self, batch: Decoded | None) -> Batch | None:
+        """Images and targets, on the device."""
         if batch is None:
             return None
-        device = self.dataset.device
-        images = self.dataset.finish(batch)
-        targets = torch.from_numpy(self.dataset.targets[batch.indices]).to(device)
-        return images if self.transform is None else self.transform(images), targets
+        targets = torch.from_numpy(self.dataset.targets[batch.indices])
+        return self.dataset.finish(batch), targets.to(self.dataset.device)
+
+    def _transform(self, batch: Batch | None) -> tuple[Any, Tensor] | None:
+        return batch if batch is None or self.transform is None else (self.transform(batch[0]), batch[1])
 
 
-def _ahead(
+def _alone() -> None:
+    """One OpenMP thread for this thread: the batches are what is done side by side."""
+    torch.get_num_threads()  # torch sets its number in a thread when it is first asked
+    threadpool_limits(1, user_api="openmp")
+
+
+def _on_a_stream(
     batches: Iterable[Decoded | None], finish: Callable[[Decoded | None], Any], device: torch.device
 ) -> Iterator[Any]:
-    """`finish` of each batch; on a GPU on a stream of its own, a batch before it is asked for."""
-    if device.type != "cuda":
-        yield from map(finish, batches)
-        return
+    """`finish` of each batch on a stream of its own, a batch before it is asked for."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))  # the fill's weights may still be on their way
     waiting: list[tuple[Any, torch.cuda.Event]] = []
