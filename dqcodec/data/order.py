@@ -20,7 +20,8 @@ def permutation(samples: int, seed: int, epoch: int) -> Array:
     """
     key = _mix(np.array([seed], np.uint64))
     key = _mix(key + np.array([epoch], np.uint64) * _GOLDEN)
-    order: Array = np.argsort(_mix(key + np.arange(1, samples + 1, dtype=np.uint64) * _GOLDEN), kind="stable")
+    numbers = _mix(key + np.arange(1, samples + 1, dtype=np.uint64) * _GOLDEN)
+    order: Array = np.argsort(numbers)  # no two are equal: the mixing is one to one, and its inputs differ
     return order.astype(np.int64, copy=False)
 
 
