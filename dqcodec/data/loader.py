@@ -141,12 +141,13 @@ class DQZLoader:
         samples = len(self.dataset)
         order = permutation(samples, self.seed, self.epoch) if self.shuffle else np.arange(samples)
         batches = share(order, self._position, self.batch_size, self.rank, self.world_size, self.drop_last)
-        return self._batches(batches)
+        return self._batches(batches, (self.epoch, self._position))
 
-    def _batches(self, batches: list[Array]) -> Iterator[tuple[Any, Tensor]]:
+    def _batches(self, batches: list[Array], start: tuple[int, int]) -> Iterator[tuple[Any, Tensor]]:
         """What the batches hold; the state follows what is handed out, while no other iterator is the latest."""
         run = object()
-        if self._run is None:  # an epoch is begun with its first batch: some frameworks ask for iterators in vain
+        # An epoch is begun with its first batch: some frameworks ask for iterators in vain.
+        if self._run is None and start == (self.epoch, self._position):
             self._run = run
         ahead = max(self.workers, self.prefetch)
         decoded: Generator[Any]

@@ -111,7 +111,8 @@ def test_iterators_that_nobody_asks_are_no_epochs():
     idle = [idle, iter(loader)]
     assert names(loader) == epoch(0, 3, 4)
     assert loader.state_dict()["epoch"] == 4
-    del idle
+    assert names(idle[0]) == epoch(0, 2, 4)[2:]  # asked late: its own epoch, and the state stays
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (4, 0)
 
 
 def test_the_state_is_what_was_handed_out():
