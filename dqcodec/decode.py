@@ -12,8 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct import coder
 from dqcodec.codec.dct.tables import Tables, default
+from dqcodec.container.closing import Closing
 from dqcodec.container.reader import Reader
 from dqcodec.container.shards import ShardReader, open_reader
 from dqcodec.container.spec import MAE
@@ -48,7 +48,7 @@ class Kept:
     mask: Array
 
 
-class DQZFile:
+class DQZFile(Closing):
     """An open .dqz as numpy arrays.
 
         classes            class names, by label
@@ -224,14 +224,6 @@ class DQZFile:
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def form_of(reader: Reader | ShardReader) -> coder.Format:

@@ -15,12 +15,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from dqcodec.container import spec, storage
+from dqcodec.container.closing import Closing
 from dqcodec.container.spec import Array, Header
 from dqcodec.container.storage import Storage
 from dqcodec.errors import ChecksumError, FormatError, TruncatedError
@@ -42,7 +41,23 @@ class Member:
     crc: int
 
 
-class Reader:
+class Samples(Closing):
+    """What an open file and an open folder of parts have in common."""
+
+    header: Header
+    columns: dict[str, Array]
+
+    def __len__(self) -> int:
+        return self.header.samples
+
+    def mask(self, indices: Sequence[int] | Array) -> Array:
+        """bool (n, P), true where a patch is kept."""
+        if "mask" not in self.columns:
+            return np.ones((len(indices), self.header.patches), bool)
+        return spec.unpack_mask(self.columns["mask"][np.asarray(indices, np.int64)], self.header.patches)
+
+
+class Reader(Samples):
     """An open .dqz.
 
         header    the checked header
@@ -53,6 +68,8 @@ class Reader:
     `path` may be a URL that fsspec knows, and `cache` then a folder that keeps what was fetched (`storage.connect` says
     what is raised). Safe to use from several threads: reads carry their position.
     """
+
+    close: weakref.finalize[[], Reader]
 
     def __init__(self, path: str | Path, cache: str | Path | None = None) -> None:
         self.path = storage.place(path)
@@ -72,7 +89,7 @@ class Reader:
         self.size = self._storage.size
         self.members = read_directory(self._storage)
         self.identity = hashlib.sha256(repr(sorted(self.members.items())).encode()).hexdigest()
-        self.header: Header = spec.parse_header(self._member(spec.ROOT, spec.MAX_ROOT))
+        self.header = spec.parse_header(self._member(spec.ROOT, spec.MAX_ROOT))
         payload = self._check_payload()
         if self.header.samples > payload.size:
             raise FormatError(f"{self.header.samples} samples in {payload.size} payload bytes", member=spec.ROOT)
@@ -245,9 +262,6 @@ class Reader:
         """Bytes of each member."""
         return {name: member.size for name, member in self.members.items()}
 
-    def __len__(self) -> int:
-        return self.header.samples
-
     def read(self, indices: Sequence[int] | Array) -> list[bytes]:
         """The coded bytes of samples, each after the checksum of its group; ChecksumError names file and sample."""
         self._check_open()
@@ -325,18 +339,6 @@ class Reader:
         root, stated = b"".join(self.blocks(spec.ROOT)), self.header.fingerprint.encode()
         del hashes[spec.ROOT]
         return spec.fingerprint(hashes, root.replace(stated, b"0" * 64)) if root.count(stated) == 1 else ""
-
-    def mask(self, indices: Sequence[int] | Array) -> Array:
-        """bool (n, P), true where a patch is kept."""
-        return spec.masks(self.header, self.columns, indices)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_directory(file: Storage) -> dict[str, Member]:

@@ -9,22 +9,20 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from dqcodec.container import spec, storage
-from dqcodec.container.reader import Reader
+from dqcodec.container.closing import Closing
+from dqcodec.container.reader import Reader, Samples
 from dqcodec.container.spec import Array, Header
-from dqcodec.container.writer import Writer, sync_folder, writing
+from dqcodec.container.writer import Writer, check_place, hidden, sync_folder, writing
 from dqcodec.errors import FormatError, OutputError
 
 INDEX = "index.json"
@@ -58,6 +56,12 @@ def fingerprint(parts: Sequence[Part]) -> str:
     return hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()
 
 
+def joined(header: Header, parts: Sequence[Part]) -> Header:
+    """The header of all parts together, from that of one."""
+    samples = sum(part.samples for part in parts)
+    return replace(header, samples=samples, checksum_group=1, fingerprint=fingerprint(parts))
+
+
 def parse_index(data: bytes) -> tuple[Part, ...]:
     """The parts; FormatError where the index is not one."""
     value = spec.parse_json(data, INDEX)
@@ -81,7 +85,7 @@ def parse_index(data: bytes) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-class ShardReader:
+class ShardReader(Samples):
     """An open folder of parts, as Reader is an open file; samples are numbered through all parts.
 
     `path` is a folder, or a URL that ends with "/"; `cache` as for Reader.
@@ -102,9 +106,7 @@ class ShardReader:
         self._starts = np.cumsum([0, *(len(part) for part in self.parts)])
         if self._starts[-1] > spec.MAX_SAMPLES:
             raise FormatError(f"{self.path}: {self._starts[-1]} samples; allowed: {spec.MAX_SAMPLES}")
-        self.header: Header = replace(
-            first.header, samples=int(self._starts[-1]), checksum_group=1, fingerprint=fingerprint(self._index)
-        )
+        self.header = joined(first.header, self._index)
         self.columns = {name: self._column(name) for name in first.columns if name not in _ONLY_PARTS}
         self.size = sum(part.size for part in self.parts) + len(index_json(self._index))
         self.sizes = {name: sum(part.sizes.get(name, 0) for part in self.parts) for name in first.sizes}
@@ -137,9 +139,6 @@ class ShardReader:
         joined: Array = np.stack(columns).sum(0, dtype=np.int64) if name in _SUMMED else np.concatenate(columns)
         return joined
 
-    def __len__(self) -> int:
-        return self.header.samples
-
     def read(self, indices: Sequence[int] | Array) -> list[bytes]:
         """As Reader.read."""
         wanted = np.asarray(indices, np.int64)
@@ -169,18 +168,6 @@ class ShardReader:
         return fingerprint(
             [replace(s, fingerprint=p.fingerprint()) for s, p in zip(self._index, self.parts, strict=True)]
         )
-
-    def mask(self, indices: Sequence[int] | Array) -> Array:
-        """bool (n, P), true where a patch is kept."""
-        return spec.masks(self.header, self.columns, indices)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_reader(path: str | Path, cache: str | Path | None = None) -> Reader | ShardReader:
@@ -227,7 +214,7 @@ def _close(parts: list[Reader]) -> None:
         part.close()
 
 
-class ShardWriter:
+class ShardWriter(Closing):
     """A folder of parts in the making, in a hidden folder beside its place until it is complete.
 
     Raises OutputError where it cannot be written. A folder that is replaced must be one of parts.
@@ -237,23 +224,17 @@ class ShardWriter:
         self.path = Path(os.path.realpath(path))
         self.overwrite = overwrite
         self._check_target()
-        self._temporary = self.path.with_name(f".{self.path.name[:48]}.{secrets.token_hex(4)}.part")
-        self._count = 0
+        self._temporary = hidden(self.path)
         with self.writing():
             self._temporary.mkdir()
 
-    def part(self) -> Writer:
-        """The next part; after it is finished another one may begin."""
-        self._count += 1
-        return Writer(self._temporary / part_name(self._count - 1))
+    def part(self, number: int) -> Writer:
+        """Of a part; they are numbered from 0 on."""
+        return Writer(self._temporary / part_name(number))
 
-    def finish(self) -> Header:
-        """Write the index and put the folder in its place; returns the header of all parts together."""
-        parts = []
-        for number in range(self._count):
-            with Reader(self._temporary / part_name(number)) as reader:
-                parts.append(Part(part_name(number), len(reader), reader.header.fingerprint))
-                header = reader.header
+    def finish(self, headers: Sequence[Header]) -> Header:
+        """Write the index of these parts and put the folder in its place; returns the header of all together."""
+        parts = [Part(part_name(k), header.samples, header.fingerprint) for k, header in enumerate(headers)]
         with self.writing():
             with open(self._temporary / INDEX, "xb") as file:
                 file.write(index_json(parts))
@@ -262,18 +243,14 @@ class ShardWriter:
             sync_folder(self._temporary)
             self._put_in_place()
             sync_folder(self.path.parent)
-        samples = sum(part.samples for part in parts)
-        return replace(header, samples=samples, checksum_group=1, fingerprint=fingerprint(parts))
+        return joined(headers[0], parts)
 
     def _check_target(self) -> None:
-        if not self.path.parent.is_dir():
-            raise OutputError(f"the folder {self.path.parent} does not exist; create it first", path=self.path)
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; shards are written into a folder", path=self.path)
+        check_place(self.path, self.overwrite)
         if not self.path.exists():
             return
-        if not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file; shards are written into a folder", path=self.path)
-        if not self.overwrite:
-            raise OutputError(f"{self.path} exists; choose another name or add --overwrite", path=self.path)
         others = sorted(p.name for p in self.path.iterdir() if p.name != INDEX and not _PART.fullmatch(p.name))
         if others or not (self.path / INDEX).is_file():
             what = f"holds {others[0]}" if others else f"has no {INDEX}"
@@ -295,12 +272,7 @@ class ShardWriter:
         with writing(self.path):
             yield
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Drop what is not finished."""
         shutil.rmtree(self._temporary, ignore_errors=True)
 

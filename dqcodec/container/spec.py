@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,13 +90,6 @@ def chunk(column: str) -> str:
 def pack_mask(mask: Array) -> Array:
     """bool (..., P), true where a patch is kept -> uint8 (..., ceil(P/8)), patch k in bit k % 8 of byte k // 8."""
     return np.packbits(mask, axis=-1, bitorder="little")
-
-
-def masks(header: Header, columns: Mapping[str, Array], indices: Sequence[int] | Array) -> Array:
-    """bool (n, P), true where a patch of these samples is kept."""
-    if "mask" not in columns:
-        return np.ones((len(indices), header.patches), bool)
-    return unpack_mask(columns["mask"][np.asarray(indices, np.int64)], header.patches)
 
 
 def unpack_mask(packed: Array, patches: int) -> Array:

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 import numpy as np
 
 from dqcodec.container import spec
+from dqcodec.container.closing import Closing
 from dqcodec.container.spec import Array, Header
 from dqcodec.errors import OutputError
 
@@ -29,7 +29,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # no clock in the file: the same input gives the 
 CHECKSUM_SHARE = 0.01  # checksums cost at most this share of the payload
 
 
-class Writer:
+class Writer(Closing):
     """Appends samples, then `finish`es; leaving the `with` block without `finish` leaves nothing behind.
 
     Raises OutputError when the target exists (without `overwrite`), its folder is missing or cannot be written, or
@@ -41,8 +41,7 @@ class Writer:
         self.overwrite = overwrite
         self.lengths: list[int] = []
         self._check_target()
-        name = f".{self.path.name[:48]}.{secrets.token_hex(4)}.part"
-        self._temporary = self.path.with_name(name)
+        self._temporary = hidden(self.path)
         self._hashes: dict[str, bytes] = {}
         self._payload_hash = hashlib.sha256()
         with self.writing():
@@ -92,10 +91,7 @@ class Writer:
         if self.path.exists() and not self.path.is_file():
             what = "a folder" if self.path.is_dir() else "not a regular file"
             raise OutputError(f"{self.path} is {what}; give the name of a file", path=self.path)
-        if self.path.exists() and not self.overwrite:
-            raise OutputError(f"{self.path} exists; choose another name or add --overwrite", path=self.path)
-        if not self.path.parent.is_dir():
-            raise OutputError(f"the folder {self.path.parent} does not exist; create it first", path=self.path)
+        check_place(self.path, self.overwrite)
 
     def _put_in_place(self) -> None:
         self._check_target()
@@ -159,13 +155,18 @@ class Writer:
                 self._file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def hidden(path: Path) -> Path:
+    """A name beside `path` for what is not complete."""
+    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.part")
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """OutputError where something is there that may not be replaced, or the folder is missing."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; choose another name or add --overwrite", path=path)
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist; create it first", path=path)
 
 
 @contextmanager

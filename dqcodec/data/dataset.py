@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from dqcodec.patches import join, split
 from dqcodec.smooth import smooth
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 FILLS = ("mae", "smooth", "mean", "none")
 ON_ERROR = ("raise", "skip", "warn")
@@ -171,13 +172,10 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
 
         payloads are the coded bytes where another process has read them. Safe to call from several threads.
         """
-        wanted = [check_index(index, len(self)) for index in indices]
-        given = None if payloads is None else dict(zip(wanted, payloads, strict=True))
-        while True:
-            try:
-                return self._decode(wanted, None if given is None else [given[i] for i in wanted])
-            except FormatError as error:
-                wanted = self._without(wanted, error)
+        if payloads is None:
+            return self._undamaged(indices, lambda wanted: self._decode(wanted, None))
+        given = {check_index(i, len(self)): payload for i, payload in zip(indices, payloads, strict=True)}
+        return self._undamaged(indices, lambda wanted: self._decode(wanted, [given[i] for i in wanted]))
 
     def finish(self, batch: Decoded) -> Tensor:
         """The images of a batch, uint8 (n, C, H, W) on the dataset's device: placed and filled."""
@@ -204,17 +202,21 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         scale = torch.from_numpy(quantize.SCALES[kept.scale])
         return Decoded(wanted, torch.from_numpy(kept.levels), scale, torch.from_numpy(kept.mask))
 
-    def _without(self, wanted: list[int], error: FormatError) -> list[int]:
-        """The samples that remain after `error`, raised again where it is not to be passed over."""
-        if self.on_error == "raise" or error.sample not in wanted:
-            raise error
-        self.skipped.add(error.sample)
-        if self.on_error == "warn":
-            warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
-        left = [index for index in wanted if index != error.sample]
-        if not left:
-            raise error
-        return left
+    def _undamaged(self, indices: Sequence[int], task: Callable[[list[int]], T]) -> T:
+        """The task of these samples, without those that are found damaged and may be left out."""
+        wanted = [check_index(index, len(self)) for index in indices]
+        while True:
+            try:
+                return task(wanted)
+            except FormatError as error:
+                if self.on_error == "raise" or error.sample not in wanted:
+                    raise
+                self.skipped.add(error.sample)
+                if self.on_error == "warn":
+                    warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
+                wanted = [index for index in wanted if index != error.sample]
+                if not wanted:
+                    raise
 
     def _samples(self, batch: Decoded) -> list[tuple[Any, Any]]:
         targets = self.targets[batch.indices].tolist()
@@ -247,12 +249,8 @@ class Packed(Dataset[tuple[int, bytes]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
         """Samples of a batch, without damaged ones as the dataset's `on_error` says."""
-        wanted = [check_index(index, len(self)) for index in indices]
-        while True:
-            try:
-                return list(zip(wanted, self.dataset.file.reader.read(wanted), strict=True))
-            except FormatError as error:
-                wanted = self.dataset._without(wanted, error)
+        read = self.dataset.file.reader.read
+        return self.dataset._undamaged(indices, lambda wanted: list(zip(wanted, read(wanted), strict=True)))
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -128,11 +128,12 @@ def write(draft: Draft, samples: Samples, coded: Coded, writer: Output) -> Heade
     if isinstance(writer, Writer):
         samples.write(coded.places, writer)
         return writer.finish(*draft.content(coded))
-    for part in draft.parts(coded):
-        with writer.part() as file:
+    headers = []
+    for number, part in enumerate(draft.parts(coded)):
+        with writer.part(number) as file:
             samples.write(part.places, file)
-            file.finish(*draft.content(part))
-    return writer.finish()
+            headers.append(file.finish(*draft.content(part)))
+    return writer.finish(headers)
 
 
 def _rounded(values: Array) -> Array:

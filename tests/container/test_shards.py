@@ -248,10 +248,10 @@ import os, signal, sys
 import dqcodec.container.shards as shards
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 part = shards.ShardWriter.part
-def killing(self):
-    if self._count == 1:
+def killing(self, number):
+    if number == 1:
         os.kill(os.getpid(), {int(number)})
-    return part(self)
+    return part(self, number)
 shards.ShardWriter.part = killing
 dqcodec = __import__("dqcodec")
 options = dqcodec.EncodeOptions(keep=1, drop=0, shard_size={LIMIT})
