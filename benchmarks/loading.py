@@ -129,7 +129,7 @@ def steady(epoch: Callable[[], Iterator[Batch]], count: int) -> float:
 
 def start(path: Path, place: Path) -> dict[str, float]:
     """Seconds to the first batch of a file of a million samples, and MiB of memory that it takes beyond imports."""
-    with dqcodec.open(path) as file, Writer(place) as writer:
+    with dqcodec.DQZFile(path) as file, Writer(place) as writer:
         header, columns = file.reader.header, dict(file.reader.columns)
         n = len(file)
         payloads = file.reader.read(range(n))
@@ -167,7 +167,7 @@ def main() -> None:
     whole, dropped = place / "whole.dqz", place / "dropped.dqz"
     dqcodec.encode(place / "source", whole, dqcodec.EncodeOptions(keep=1, drop=0))
     dqcodec.encode(place / "source", dropped, dqcodec.EncodeOptions(keep=1, drop=0.25, method="random", bits="4"))
-    with dqcodec.open(whole) as file:
+    with dqcodec.DQZFile(whole) as file:
         some = np.linspace(0, len(file) - 1, 100).astype(int)
         source = file.source_index
         assert source is not None

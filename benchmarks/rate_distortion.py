@@ -122,7 +122,7 @@ def encode(folder: Path, path: Path, bits: float, effort: str, workers: int | No
 def ours(folder: Path, path: Path, images: Array, seen: Array, bits: float, effort: str) -> Row:
     """One width and effort; `images` are those at the indices `seen`."""
     encode(folder, path, bits, effort)
-    with dqcodec.open(path) as file:
+    with dqcodec.DQZFile(path) as file:
         decoded = [image.transpose(1, 2, 0) for k in seen for image in file.images([k])]
         count, payload = len(file), int(file.reader.columns["length"][seen].sum())
     found = sizes(path)
@@ -204,7 +204,7 @@ def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple
             contender.decode(data)
 
     halves = np.array_split(seen, 2)
-    with dqcodec.open(path) as file, ThreadPoolExecutor(2) as pool:
+    with dqcodec.DQZFile(path) as file, ThreadPoolExecutor(2) as pool:
         jobs: dict[str, Callable[[], Any]] = {
             "ours": lambda: file.images(seen),
             "ours, two threads": lambda: list(pool.map(file.images, halves)),

@@ -1,6 +1,7 @@
 """dqcodec: compact training sets.
 
 dqcodec.encode("imagenet/", "out.dqz")     an image folder -> one file
+dqcodec.encode_text("alpaca.json", "out.dqz")   records of text -> one file
 dqcodec.DQZDataset("out.dqz")              a torch Dataset (needs torch)
 dqcodec.DQZLoader("out.dqz", 128)          batches on the device, decoded by threads (needs torch)
 dqcodec.open("out.dqz")                    numpy arrays, for edge devices
@@ -26,12 +27,14 @@ from dqcodec.errors import (
     TruncatedError,
     UnsupportedFeatureError,
 )
-from dqcodec.options import EncodeOptions
+from dqcodec.options import EncodeOptions, TextOptions
 from dqcodec.selection import Selection, select
 
 if TYPE_CHECKING:
     from dqcodec.data.dataset import DQZDataset
     from dqcodec.data.loader import DQZLoader
+    from dqcodec.encode_text import TextResult, encode_text
+    from dqcodec.records import RecordFile
 
 __all__ = [
     "ChecksumError",
@@ -44,22 +47,36 @@ __all__ = [
     "FormatError",
     "OptionError",
     "OutputError",
+    "RecordFile",
     "Selection",
     "SourceError",
+    "TextOptions",
+    "TextResult",
     "TruncatedError",
     "UnsupportedFeatureError",
     "encode",
+    "encode_text",
     "open",
     "select",
 ]
 
 
+_LAZY = {  # what needs more packages than reading images does
+    "DQZDataset": "dqcodec.data.dataset",
+    "DQZLoader": "dqcodec.data.loader",
+    "RecordFile": "dqcodec.records",
+    "TextResult": "dqcodec.encode_text",
+    "encode_text": "dqcodec.encode_text",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is asked for."""
-    homes = {"DQZDataset": "dqcodec.data.dataset", "DQZLoader": "dqcodec.data.loader"}
-    if name not in homes:
+    """What needs more is imported when it is asked for."""
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(homes[name]), name)
+        return getattr(import_module(_LAZY[name]), name)
     except ImportError as error:
+        if "dqcodec[" in str(error):  # it says what to install
+            raise
         raise ImportError(f"{name} needs torch: pip install 'dqcodec[torch]' ({error})") from error

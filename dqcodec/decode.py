@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from dqcodec.container.storage import place
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.patches import fill_mean, join, split, to_units
 from dqcodec.smooth import smooth
+
+if TYPE_CHECKING:
+    from dqcodec.records import RecordFile
 
 Array = npt.NDArray[Any]
 
@@ -48,28 +51,24 @@ class Kept:
     mask: Array
 
 
-class DQZFile(Closing):
-    """An open .dqz as numpy arrays.
+class OpenFile(Closing):
+    """What images and records have in common: the columns, and how a file is opened.
 
         classes            class names, by label
-        label, bits, scale unsigned (N,)
+        label              unsigned (N,)
         bin, source_index  unsigned (N,), or None where the file does not have them
-        shape              (C, H, W) of the images
 
     `path` may be a URL (https://, s3:// and what else fsspec knows; needs `dqcodec[remote]`), and `cache` then a folder
-    that keeps what was fetched once.
-
-    `file[i]` is (uint8 (C, H, W), int label), `file.images(indices)` a batch. Pickles as its path; opens the file anew
-    in another process, and refuses one that was replaced in between.
+    that keeps what was fetched once. Pickles as its path; opens the file anew in another process, and refuses one that
+    was replaced in between.
     """
 
-    def __init__(self, path: str | Path, cache: str | Path | None = None) -> None:
+    def __init__(
+        self, path: str | Path, cache: str | Path | None = None, reader: Reader | ShardReader | None = None
+    ) -> None:
         self.path, self.cache = place(path), cache
-        self._reader: Reader | ShardReader | None = open_reader(path, cache)
+        self._reader = reader or open_reader(path, cache)
         self._process = os.getpid()
-        self._dct: coder.Format | None = None
-        if self._reader.header.transform == "dct":
-            self._form(self._reader)  # what is wrong with it should be known now
         self.fingerprint = self._reader.header.fingerprint
         self._identity = self._reader.identity
 
@@ -88,21 +87,8 @@ class DQZFile(Closing):
         return self.reader.header.classes
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        header = self.reader.header
-        return header.channels, header.height, header.width
-
-    @property
     def label(self) -> Array:
         return self.reader.columns["label"]
-
-    @property
-    def bits(self) -> Array:
-        return self.reader.columns["bits"]
-
-    @property
-    def scale(self) -> Array:
-        return self.reader.columns["scale"]
 
     @property
     def bin(self) -> Array | None:
@@ -112,12 +98,54 @@ class DQZFile(Closing):
     def source_index(self) -> Array | None:
         return self.reader.columns.get("source_index")
 
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None, "_process": 0}
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+
+class DQZFile(OpenFile):
+    """An open .dqz of images as numpy arrays; see OpenFile, too.
+
+        bits, scale  unsigned (N,)
+        shape        (C, H, W) of the images
+
+    `file[i]` is (uint8 (C, H, W), int label), `file.images(indices)` a batch.
+    """
+
+    def __init__(
+        self, path: str | Path, cache: str | Path | None = None, reader: Reader | ShardReader | None = None
+    ) -> None:
+        super().__init__(path, cache, reader)
+        self._dct: coder.Format | None = None
+        header = self.reader.header
+        if header.transform == "text":
+            self.close()
+            raise FormatError(f"{self.path}: it holds records of text, not images", path=self.path)
+        if header.transform == "dct":
+            self._form(self.reader)  # what is wrong with it should be known now
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        header = self.reader.header
+        return header.channels, header.height, header.width
+
+    @property
+    def bits(self) -> Array:
+        return self.reader.columns["bits"]
+
+    @property
+    def scale(self) -> Array:
+        return self.reader.columns["scale"]
+
     def mask(self, indices: Sequence[int] | Array) -> Array:
         """bool (n, P): true where a patch is kept, patches in row-major order."""
         return self.reader.mask([check_index(index, len(self)) for index in indices])
-
-    def __len__(self) -> int:
-        return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Array, int]:
         index = check_index(index, len(self))
@@ -215,15 +243,8 @@ class DQZFile(Closing):
         size = min(256, max(1, (64 << 20) // int(np.prod(self.shape))))
         return (range(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None, "_process": 0}
-
     def __repr__(self) -> str:
         return f"DQZFile({str(self.path)!r}, {len(self)} samples, {len(self.classes)} classes, shape={self.shape})"
-
-    def close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
 
 
 def form_of(reader: Reader | ShardReader) -> coder.Format:
@@ -251,15 +272,23 @@ def form_of(reader: Reader | ShardReader) -> coder.Format:
     return coder.Format(header.height, header.width, header.channels, tables)
 
 
-def open(path: str | Path, cache: str | Path | None = None) -> DQZFile:
-    """Open a .dqz for reading with numpy alone; FormatError where it is not one.
+def open(path: str | Path, cache: str | Path | None = None) -> DQZFile | RecordFile:
+    """Open a .dqz for reading, of images with numpy alone; FormatError where it is not one.
 
         path    a file, or a URL: "https://host/out.dqz", "s3://bucket/out.dqz" and what else fsspec knows
         cache   for a URL, a folder that keeps what was fetched; it may be shared, and deleted at any time
 
     A server that cannot be read is an OSError, after some tries.
     """
-    return DQZFile(path, cache)
+    reader = open_reader(path, cache)
+    if reader.header.transform != "text":
+        return DQZFile(path, cache, reader)
+    try:
+        from dqcodec.records import RecordFile
+    except ImportError as error:
+        reader.close()
+        raise OptionError(f"{path}: {error}") from None
+    return RecordFile(path, cache, reader)
 
 
 def check_index(index: Any, length: int) -> int:

@@ -1,35 +1,53 @@
-"""A .dqz back out to a folder of PNG images, one folder a class."""
+"""A .dqz back out: to a folder of PNG images, one folder a class, or to a file of records."""
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from dqcodec.container.writer import check_place, hidden, writing
 from dqcodec.decode import FILLS, DQZFile
+from dqcodec.decode import open as open_dqz
 from dqcodec.errors import OptionError, OutputError
 from dqcodec.parallel import default_workers, ordered_map
 from dqcodec.run import Progress
+from dqcodec.sources.records import ENDINGS, ending
+
+if TYPE_CHECKING:
+    from dqcodec.records import RecordFile
 
 Array = npt.NDArray[Any]
 
 
-def export(path: str | Path, folder: str | Path, fill: str = "mae", progress: Progress | None = None) -> int:
-    """Write every sample as FOLDER/<class>/<number>.png and return how many.
+def export(path: str | Path, target: str | Path, fill: str = "mae", progress: Progress | None = None) -> int:
+    """Write every sample and return how many: images as TARGET/<class>/<number>.png, records into the file TARGET.
 
-        folder  must not exist, or be empty; classes without samples get an empty folder
-        fill    as DQZDataset has it; "mae" needs torch where patches are dropped
+        target  of images a folder that does not exist, or is empty; classes without samples get an empty folder. Of
+                records a new file, by its ending a JSON array (.json), JSON lines (.jsonl, .ndjson; all with .gz or
+                .zst too) or .parquet, where a field that some records do not have is null
+        fill    of images, as DQZDataset has it; "mae" needs torch where patches are dropped
 
-    The number is the sample's index in the file. Raises OutputError where the folder cannot be written, FormatError
-    where a sample is damaged.
+    The number is the sample's index in the file. Raises OutputError where the target cannot be written, FormatError
+    where a sample is damaged, OptionError where records do not fit the kind of file.
     """
+    with open_dqz(path) as file:
+        if isinstance(file, DQZFile):
+            return _export_images(file, Path(target), fill, progress)
+        return _export_records(file, Path(target), progress)
+
+
+def _export_images(file: DQZFile, folder: Path, fill: str, progress: Progress | None) -> int:
     from PIL import Image
 
-    folder = Path(folder)
-    with DQZFile(path) as file:
+    with file:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder} exists and is not an empty folder; choose another name", path=folder)
         images = images_of(file, fill)
@@ -51,6 +69,55 @@ def export(path: str | Path, folder: str | Path, fill: str = "mae", progress: Pr
         except OSError as error:
             raise OutputError(f"cannot write {folder}: {error.strerror or error}", path=folder) from error
         return len(file)
+
+
+def _export_records(file: RecordFile, target: Path, progress: Progress | None) -> int:
+    kind = ending(target)
+    if not kind:
+        raise OptionError(f"target: {target.name!r}; allowed for records: names that end in {', '.join(ENDINGS)}")
+    check_place(target, overwrite=False)
+    temporary = hidden(target)
+    try:
+        with writing(target):
+            if kind == ".parquet":
+                import pyarrow.parquet
+
+                pyarrow.parquet.write_table(file.to_arrow(), temporary)
+            else:
+                before, between, after = ("[\n", ",\n", "\n]\n") if kind == ".json" else ("", "\n", "\n")
+                with _open_packed(temporary, target.suffix) as out:
+                    out.write(before.encode())
+                    for batch in file.batches():
+                        for index, record in zip(batch, file.records(batch), strict=True):
+                            out.write((between if index else "").encode() + _json(record, index))
+                        if progress:
+                            progress("export", batch.stop, len(file))
+                    out.write(after.encode())
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(file)
+
+
+def _json(record: dict[str, Any], index: int) -> bytes:
+    try:
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"target: sample {index} does not fit JSON: {error}; .parquet holds it") from None
+    try:
+        return line.encode()
+    except UnicodeEncodeError:  # lone surrogates, which only an escape can write
+        return json.dumps(record).encode()
+
+
+def _open_packed(path: Path, suffix: str) -> IO[bytes]:
+    if suffix.lower() == ".gz":
+        return gzip.open(path, "wb")  # type: ignore[return-value]
+    if suffix.lower() == ".zst":
+        import zstandard
+
+        return io.BufferedWriter(zstandard.open(path, "wb"))
+    return open(path, "wb")
 
 
 def images_of(file: DQZFile, fill: str) -> Callable[[Sequence[int]], Array]:

@@ -50,8 +50,11 @@ def check_source(features: str, names: Sequence[str]) -> None:
         _timm_name(features)
 
 
-def from_npy(path: str, rows: int) -> Array:
-    """The rows of a .npy file, memory-mapped; OptionError where it is not `rows` rows of numbers."""
+_OF_FOLDER = "each file in the class folders, in the order of dqcodec.sources.folder.scan(SOURCE).names"
+
+
+def from_npy(path: str, rows: int, each: str = _OF_FOLDER) -> Array:
+    """The rows of a .npy file, memory-mapped; OptionError where it is not `rows` rows of numbers, one for `each`."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError, TokenError) as error:
@@ -61,8 +64,7 @@ def from_npy(path: str, rows: int) -> Array:
         raise OptionError(f"features: {path} is an archive; expected one array")
     if array.ndim != 2 or len(array) != rows or array.dtype.kind not in "fiu":
         raise OptionError(
-            f"features: {path} holds {array.dtype} {array.shape}; expected {rows} rows of numbers, one for each "
-            "file in the class folders, in the order of dqcodec.sources.folder.scan(SOURCE).names"
+            f"features: {path} holds {array.dtype} {array.shape}; expected {rows} rows of numbers, one for {each}"
         )
     return np.asarray(array)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.codec.dct.transform import nominal_bits
-from dqcodec.container.spec import SCORES, Header
-from dqcodec.decode import DQZFile
+from dqcodec.container.reader import Reader
+from dqcodec.container.shards import ShardReader
+from dqcodec.container.spec import DICTIONARY, SCORES, Header
+from dqcodec.decode import DQZFile, OpenFile
+from dqcodec.decode import open as open_dqz
 from dqcodec.errors import DQZError
 from dqcodec.run import Progress
 
@@ -77,6 +80,30 @@ class Info:
 
 
 @dataclass(frozen=True)
+class TextInfo:
+    """What a file of records says of itself.
+
+    frame        records that are compressed together
+    dictionary   bytes of the dictionary that they share, as the file holds it; 0 for none
+    The rest is as for Info.
+    """
+
+    path: str
+    bytes: int
+    samples: int
+    classes: int
+    frame: int
+    dictionary: int
+    bins: tuple[Bin, ...]
+    members: dict[str, int]
+    per_class: dict[str, int]
+    source: dict[str, Any]
+    encode: dict[str, Any]
+    creator: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Verification:
     """
     samples  number of samples
@@ -94,27 +121,41 @@ class Verification:
         return not self.bad and not self.damage
 
 
-def info(path: str | Path) -> Info:
+def info(path: str | Path) -> Info | TextInfo:
     """Read header and columns; FormatError where the file is not a .dqz."""
-    with DQZFile(path) as file:
+    with open_dqz(path) as file:
         reader, header = file.reader, file.reader.header
-        per_class = np.bincount(file.label, minlength=len(header.classes))
-        members: dict[str, int] = {}
-        for name, size in reader.sizes.items():
-            column = name.partition("/c/")[0] if "/c/" in name else "metadata"
-            members[column] = members.get(column, 0) + size
-        members["zip"] = reader.size - sum(members.values())
+        source, options = _table(header.extra, "source"), _table(header.extra, "encode")
+        creator = str(header.extra.get("creator", ""))
+        if not isinstance(file, DQZFile):
+            dictionary = len(reader.columns.get(DICTIONARY, ()))
+            return TextInfo(
+                str(path), reader.size, len(file), len(header.classes), header.frame, dictionary,
+                _bins(reader.columns), _members(reader), _per_class(file), source, options, creator, header.fingerprint,
+            )  # fmt: skip
         mask = reader.columns.get("mask")
         kept = len(file) * header.patches if mask is None else int(np.bitwise_count(mask).sum())
         return Info(
             str(path), reader.size, len(file), len(header.classes), *file.shape, header.patch, header.transform,
             kept / (len(file) * header.patches), _widths(reader.columns, header), _bins(reader.columns),
-            len(file) * header.channels * header.height * header.width, members,
-            dict(zip(header.classes, per_class.tolist(), strict=True)),
-            None if header.mae is None else header.mae["name"],
-            _table(header.extra, "source"), _table(header.extra, "encode"), str(header.extra.get("creator", "")),
-            header.fingerprint,
+            len(file) * header.channels * header.height * header.width, _members(reader), _per_class(file),
+            None if header.mae is None else header.mae["name"], source, options, creator, header.fingerprint,
         )  # fmt: skip
+
+
+def _members(reader: Reader | ShardReader) -> dict[str, int]:
+    """Bytes by column, of all metadata together, and of the ZIP around them."""
+    members: dict[str, int] = {}
+    for name, size in reader.sizes.items():
+        column = name.partition("/c/")[0] if "/c/" in name else "metadata"
+        members[column] = members.get(column, 0) + size
+    members["zip"] = reader.size - sum(members.values())
+    return members
+
+
+def _per_class(file: OpenFile) -> dict[str, int]:
+    counts = np.bincount(file.label, minlength=len(file.classes)).tolist()
+    return dict(zip(file.classes, counts, strict=True))
 
 
 def _widths(columns: Mapping[str, Array], header: Header) -> tuple[Width, ...]:
@@ -145,16 +186,17 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
     A damaged structure is a FormatError on opening and comes back as `damage`; then no sample can be looked at.
     """
     try:
-        file = DQZFile(path)
+        file = open_dqz(path)
     except DQZError as error:
         return Verification(str(path), 0, (), (str(error),))
     with file:
+        decode = file.placed if isinstance(file, DQZFile) else file.records
         bad: list[tuple[int, str]] = []
         for batch in file.batches():
             try:
-                file.placed(batch)
+                decode(batch)
             except DQZError:
-                bad += _each(file, batch)
+                bad += _each(file, decode, batch)
             if progress:
                 progress("verify", batch.stop, len(file))
         damage = []
@@ -166,12 +208,12 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
         return Verification(str(path), len(file), tuple(bad), tuple(damage))
 
 
-def _each(file: DQZFile, batch: range) -> list[tuple[int, str]]:
+def _each(file: OpenFile, decode: Callable[[Sequence[int]], Any], batch: range) -> list[tuple[int, str]]:
     """The bad samples of a batch, one by one."""
     bad = []
     for index in batch:
         try:
-            file.placed([index])
+            decode([index])
         except DQZError as error:
             bad.append((index, str(error).removeprefix(f"{file.path}: sample {index}: ").partition(". Run:")[0]))
     return bad

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqcodec import features
+from dqcodec import embeddings, features
 from dqcodec.bits import parse
 from dqcodec.codec.dct.tables import EFFORTS
 from dqcodec.container.spec import MAX_SIDE
@@ -15,6 +15,7 @@ from dqcodec.errors import OptionError
 from dqcodec.selection import ALPHA, check_sampling
 from dqcodec.selection.binning import check_bin_sizes, check_bins
 from dqcodec.sources.images import RESIZES
+from dqcodec.sources.records import template_fields
 
 DEFAULT_BINS = 10
 DEFAULT_BITS = {"dct": 4.0, "pixel": 6.0}
@@ -150,3 +151,45 @@ class EncodeOptions:
         features.check(self.features)
         if not isinstance(self.mae, str) or not re.fullmatch(r"small|train|(hf|file):.+", self.mae, re.S):
             raise OptionError(f"mae: {self.mae!r}; allowed: small, train, hf:OWNER/NAME, file:PATH")
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """What decides the content of a file of records; the file stores it.
+
+    keep      share of the records that are kept, 0 < keep <= 1
+    bins      bins a class; None: 10, or as many as there are records
+    text      "{instruction} {output}": what records are compared by; None: found, see sources/records.py
+    label     name of the field that is the class; None: one class
+    features  a sentence-transformers model by name or folder, "package:NAME" or "FILE.npy"; see embeddings.py
+    shard_size, method, alpha, normalize, bin_sizes, seed   as for EncodeOptions
+    """
+
+    keep: float = 0.6
+    bins: int | None = None
+    text: str | None = None
+    label: str | None = None
+    features: str = embeddings.MODEL
+    shard_size: int | str | None = None
+    method: str = "adq"
+    alpha: float = ALPHA
+    normalize: bool = False
+    bin_sizes: str = "equal"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise OptionError where a value is outside its range."""
+        check_sampling(self.keep, self.method, self.seed, self.alpha)
+        if self.bins is not None:
+            if not isinstance(self.bins, int):
+                raise OptionError(f"bins: {self.bins!r}; expected a whole number or None")
+            check_bins(self.bins)
+        check_bin_sizes(self.bin_sizes)
+        if self.text is not None:
+            template_fields(self.text)
+        if self.label is not None and not isinstance(self.label, str):
+            raise OptionError(f"label: {self.label!r}; expected the name of a field")
+        if not isinstance(self.features, str) or not self.features:
+            raise OptionError(f"features: {self.features!r}; allowed: NAME, FOLDER, package:NAME, FILE.npy")
+        if self.shard_size is not None:
+            parse_size("shard_size", self.shard_size)

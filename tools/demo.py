@@ -110,6 +110,7 @@ def as_jpeg(images: Tensor, quality: int) -> int:
 def picture(path: Path, dataset: dqcodec.DQZDataset, originals: Tensor) -> None:
     """Rows: originals, kept patches, reconstructions."""
     file = dataset.file
+    assert isinstance(file, dqcodec.DQZFile)
     chosen = np.linspace(0, len(file) - 1, SHOWN).astype(int)
     source = file.source_index
     assert source is not None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dqcodec import open as open_dqz
+from dqcodec import DQZFile
 from dqcodec.codec import pixel, quantize
 from dqcodec.container.spec import Array, Header, pack_mask
 from dqcodec.container.writer import Writer
@@ -103,7 +103,7 @@ def main() -> None:
             continue
         folder.mkdir(parents=True)
         make(folder / "file.dqz")
-        with open_dqz(folder / "file.dqz") as file:
+        with DQZFile(folder / "file.dqz") as file:
             everything = range(len(file))
             images = file.images(everything, fill="none")
             np.savez_compressed(folder / "expected.npz", images=images, mask=file.mask(everything))

@@ -62,8 +62,8 @@ class Reader(Samples):
 
         header    the checked header
         identity  a digest of the directory: places, sizes and CRC-32 of all members
-        columns   arrays by name; `label`, `bits`, `scale`, `length` and `checksum` are always there
-        offsets   int64 (N + 1,), where each sample starts in the payload, and its end
+        columns   arrays by name; `label`, `length` and `checksum` are always there, of images `bits` and `scale`
+        offsets   int64 (N + 1,), where each sample starts in the payload, and its end; of records, each frame of them
 
     `path` may be a URL that fsspec knows, and `cache` then a folder that keeps what was fetched (`storage.connect` says
     what is raised). Safe to use from several threads: reads carry their position.
@@ -91,13 +91,16 @@ class Reader(Samples):
         self.identity = hashlib.sha256(repr(sorted(self.members.items())).encode()).hexdigest()
         self.header = spec.parse_header(self._member(spec.ROOT, spec.MAX_ROOT))
         payload = self._check_payload()
-        if self.header.samples > payload.size:
+        if self.header.frames > payload.size:
             raise FormatError(f"{self.header.samples} samples in {payload.size} payload bytes", member=spec.ROOT)
         self._allowance = spec.max_columns(payload.size)
         self.columns = {name: self._column(name) for name in spec.COLUMNS if self._has(name)}
-        missing = [name for name, column in spec.COLUMNS.items() if column.required and name not in self.columns]
-        if missing:
-            raise FormatError(f"the column {missing[0]} is missing", member=missing[0])
+        for name, column in spec.COLUMNS.items():
+            if self.header.transform in column.always and name not in self.columns:
+                raise FormatError(f"the column {name} is missing", member=name)
+            if self.header.transform in column.never and name in self.columns:
+                what = f"this file of the transform {self.header.transform}"
+                raise FormatError(f"the column {name} does not belong to {what}", member=name)
         self._payload = payload
         self._below("length", 1, None)
         self.offsets = np.concatenate([[0], np.cumsum(self.columns["length"], dtype=np.int64)])
@@ -112,7 +115,8 @@ class Reader(Samples):
         """Values that index something must be inside it."""
         header, columns = self.header, self.columns
         self._below("label", 0, len(header.classes))
-        self._below("bits", 2, 9)
+        if "bits" in columns:
+            self._below("bits", 2, 9)
         self._finite("distance")
         spans = np.diff(self.offsets[:: header.checksum_group], append=self.offsets[-1:])
         if header.checksum_group > 1 and int(spans.max()) > spec.MAX_GROUP:
@@ -181,6 +185,8 @@ class Reader(Samples):
                 raise FormatError(f"the column {name} {reason}", member=name)
         if own:
             self._check_group("tables")
+        if spec.DICTIONARY in self.columns:
+            self._check_group("text")
 
     def _check_mae(self) -> None:
         """Weights in the file are those that the header names."""
@@ -263,26 +269,34 @@ class Reader(Samples):
         return {name: member.size for name, member in self.members.items()}
 
     def read(self, indices: Sequence[int] | Array) -> list[bytes]:
-        """The coded bytes of samples, each after the checksum of its group; ChecksumError names file and sample."""
+        """The coded bytes of samples, each after the checksum of its group; ChecksumError names file and sample.
+
+        Of records, the bytes of the frame in which each is: the same object for those of one frame.
+        """
         self._check_open()
-        group = self.header.checksum_group
+        group, frame = self.header.checksum_group, self.header.frame
         wanted = [int(index) for index in indices]
         first: dict[int, int] = {}  # of each group the sample that needs it first
         for index in wanted:
-            first.setdefault(index // group, index)
+            first.setdefault(index // frame // group, index)
         blocks = dict(zip(first, self._read_groups(first), strict=True))
-        result = []
-        starts, ends = self.offsets[wanted].tolist(), self.offsets[1:][wanted].tolist()
-        for index, start, end in zip(wanted, starts, ends, strict=True):
-            place, data = blocks[index // group]
-            result.append(data[start - place : end - place])
+        frames = wanted if frame == 1 else [index // frame for index in wanted]
+        starts, ends = self.offsets[frames].tolist(), self.offsets[1:][frames].tolist()
+        result: list[bytes] = []
+        known: dict[int, bytes] = {}
+        for number, start, end in zip(frames, starts, ends, strict=True):
+            place, data = blocks[number // group]
+            if frame == 1:
+                result.append(data[start - place : end - place])
+            else:
+                result.append(known.setdefault(number, data[start - place : end - place]))
         return result
 
     def _read_groups(self, first: Mapping[int, int]) -> Iterator[tuple[int, bytes]]:
         """Place in the payload and bytes, after their checksum, of groups; an error names the sample of the group."""
         groups, group = np.array(list(first), np.int64), self.header.checksum_group
         starts = self.offsets[groups * group]
-        sizes = (self.offsets[np.minimum((groups + 1) * group, len(self))] - starts).tolist()
+        sizes = (self.offsets[np.minimum((groups + 1) * group, self.header.frames)] - starts).tolist()
         places = list(zip((starts + self._payload.start).tolist(), sizes, strict=True))
         found = self._storage.read_many(places)
         sums = self.columns["checksum"][groups].tolist()

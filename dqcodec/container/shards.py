@@ -122,6 +122,8 @@ class ShardReader(Samples):
                 f"{where}: missing, {INDEX} names it; copy the whole folder", path=where, member=INDEX
             ) from None
         reason = ""
+        if part.header.frame > 1 and stated is not self._index[-1] and len(part) % part.header.frame:
+            reason = f"{len(part)} records, which frames of {part.header.frame} do not fill"
         if (part.header.fingerprint, len(part)) != (stated.fingerprint, stated.samples):
             reason = f"another file than {INDEX} names: {len(part)} samples, fingerprint {part.header.fingerprint}"
         elif self.parts and not _same_kind(part, self.parts[0]):
@@ -178,7 +180,7 @@ def open_reader(path: str | Path, cache: str | Path | None = None) -> Reader | S
 
 
 def _shared(name: str) -> bool:
-    return name.startswith(("tables/", "mae/", "bins/")) and name not in _SUMMED
+    return name.startswith(("tables/", "mae/", "bins/", "text/")) and name not in _SUMMED
 
 
 def _same_kind(part: Reader, first: Reader) -> bool:

@@ -22,7 +22,7 @@ from dqcodec.errors import FormatError, UnsupportedFeatureError
 Array = npt.NDArray[Any]
 
 VERSION = (1, 0)
-FEATURES = frozenset({"pixel", "dct"})  # the required features that this version reads
+FEATURES = frozenset({"pixel", "dct", "text"})  # the required features that this version reads
 
 ROOT = "zarr.json"
 HEXADECIMAL = "[0-9a-f]{64}"  # of a SHA-256
@@ -40,44 +40,53 @@ MAX_BINS = 1 << 16
 MAX_GROUP = 1 << 20  # bytes of several samples that share one checksum
 MAX_DEPTH = 64  # nesting of JSON
 MAX_NAME = 255  # bytes of a class name in UTF-8
+MAX_FRAME = 64  # records that are compressed together
 
 
 @dataclass(frozen=True)
 class Column:
-    """What the format says of one column: its dimensions, its dtypes, and whether each file has it."""
+    """What the format says of one column: its dimensions, its dtypes, and which files have it.
+
+    always  the transforms whose files all have it
+    never   the transforms whose files never have it
+    """
 
     ndim: int
     dtypes: tuple[str, ...]
-    required: bool
+    always: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
 
 
+IMAGES = ("pixel", "dct")  # the transforms of images
 COLUMNS: Mapping[str, Column] = {
-    "length": Column(1, ("uint16", "uint32"), True),
-    "label": Column(1, ("uint8", "uint16", "uint32"), True),
-    "bits": Column(1, ("uint8",), True),
-    "scale": Column(1, ("uint8",), True),
-    "checksum": Column(1, ("uint32",), True),
-    "mask": Column(2, ("uint8",), False),
-    "bin": Column(1, ("uint8", "uint16"), False),
-    "source_index": Column(1, ("uint8", "uint16", "uint32"), False),
-    "distance": Column(1, ("float32",), False),
-    "bins/size": Column(2, ("uint8", "uint16", "uint32"), False),
-    "bins/taken": Column(2, ("uint8", "uint16", "uint32"), False),
-    "bins/rs": Column(1, ("float32",), False),
-    "bins/ds": Column(1, ("float32",), False),
-    "bins/is": Column(1, ("float32",), False),
-    "colour": Column(1, ("uint8",), False),
-    "tables/context": Column(1, ("uint8",), False),
-    "tables/coefficient": Column(2, ("uint16",), False),
-    "tables/side": Column(2, ("uint16",), False),
-    "tables/rotation": Column(2, ("uint8",), False),
-    "mae/weights": Column(1, ("uint8",), False),
+    "length": Column(1, ("uint16", "uint32"), always=(*IMAGES, "text")),
+    "label": Column(1, ("uint8", "uint16", "uint32"), always=(*IMAGES, "text")),
+    "bits": Column(1, ("uint8",), always=IMAGES, never=("text",)),
+    "scale": Column(1, ("uint8",), always=IMAGES, never=("text",)),
+    "checksum": Column(1, ("uint32",), always=(*IMAGES, "text")),
+    "mask": Column(2, ("uint8",), never=("text",)),
+    "bin": Column(1, ("uint8", "uint16")),
+    "source_index": Column(1, ("uint8", "uint16", "uint32")),
+    "distance": Column(1, ("float32",), never=("text",)),
+    "bins/size": Column(2, ("uint8", "uint16", "uint32")),
+    "bins/taken": Column(2, ("uint8", "uint16", "uint32")),
+    "bins/rs": Column(1, ("float32",)),
+    "bins/ds": Column(1, ("float32",)),
+    "bins/is": Column(1, ("float32",)),
+    "colour": Column(1, ("uint8",)),
+    "tables/context": Column(1, ("uint8",)),
+    "tables/coefficient": Column(2, ("uint16",)),
+    "tables/side": Column(2, ("uint16",)),
+    "tables/rotation": Column(2, ("uint8",)),
+    "mae/weights": Column(1, ("uint8",), never=("text",)),
+    "text/dictionary": Column(1, ("uint8",), never=IMAGES),
 }
-GROUPS = ("bins", "tables", "mae")  # what comes before the slash of a column
+GROUPS = ("bins", "tables", "mae", "text")  # what comes before the slash of a column
 DTYPES = ("uint8", "uint16", "uint32", "float32")
 SCORES = ("bins/rs", "bins/ds", "bins/is")
 TABLES = tuple(name for name in COLUMNS if name.startswith("tables/"))
 UNITS = (4, 8, 16)  # pixels a side of a unit of the transform dct
+DICTIONARY = "text/dictionary"  # that all frames of records share
 MAE = "mae/weights"  # of the file's own masked autoencoder, as safetensors
 MAX_OFFSET = 31  # of a reconstruction point, in 64ths of a step
 
@@ -119,13 +128,13 @@ class Header:
     """What the root's attribute `dqz` holds; `extra` are the informative entries (source, encode, creator).
 
     samples         number of samples, at least 1
-    height, width   pixels
-    channels        1 (grey) or 3 (red, green, blue)
-    patch           side of a patch in pixels; divides height and width
-    checksum_group  samples that share one checksum
+    height, width   pixels; 0 for records
+    channels        1 (grey) or 3 (red, green, blue); 0 for records
+    patch           side of a patch in pixels; divides height and width; 1 for records
+    checksum_group  samples, or frames of records, that share one checksum
     classes         names, by label
     transform       name of the codec
-    parameters      of the transform; dct: unit, dependent, offset, tables
+    parameters      of the transform; dct: unit, dependent, offset, tables; text: frame
     requires        features that a reader must know
     mae             "sha256" and "name" of the masked autoencoder that is meant to fill dropped patches, or None
     """
@@ -156,9 +165,19 @@ class Header:
         return math.prod(self.grid)
 
     @property
+    def frame(self) -> int:
+        """Samples that are coded together: 1, but for records."""
+        return int(self.parameters.get("frame", 1))
+
+    @property
+    def frames(self) -> int:
+        """Ranges of the payload."""
+        return -(-self.samples // self.frame)
+
+    @property
     def groups(self) -> int:
         """Number of checksums."""
-        return -(-self.samples // self.checksum_group)
+        return -(-self.frames // self.checksum_group)
 
     def shape(self, column: str) -> tuple[int, ...] | None:
         """The shape that `column` must have; None where the file is free to choose (the bins, the tables)."""
@@ -166,15 +185,17 @@ class Header:
             return self.samples, -(-self.patches // 8)
         if column == "checksum":
             return (self.groups,)
+        if column == "length":
+            return (self.frames,)
         return None if column.startswith(tuple(f"{group}/" for group in GROUPS)) else (self.samples,)
 
     def to_json(self) -> bytes:
+        size = {"height": self.height, "width": self.width, "channels": self.channels}
         dqz = {
             "version": "{}.{}".format(*VERSION),
             "requires": list(self.requires),
             "samples": self.samples,
-            "image": {"height": self.height, "width": self.width, "channels": self.channels},
-            "patch": self.patch,
+            **({} if self.transform == "text" else {"image": size, "patch": self.patch}),
             "transform": {"name": self.transform, **self.parameters},
             "checksum_group": self.checksum_group,
             "classes": list(self.classes),
@@ -203,7 +224,38 @@ def parse_header(data: bytes) -> Header:
             f"the file needs {', '.join(unknown)}, which this version of dqcodec does not know; a newer one may",
             member=ROOT,
         )
-    image, transform = _typed(dqz, "image", dict), _typed(dqz, "transform", dict)
+    transform = _typed(dqz, "transform", dict)
+    name = _typed(transform, "name", str)
+    if name not in FEATURES:
+        raise UnsupportedFeatureError(
+            f"the file needs the transform {name!r}, which this version does not know", member=ROOT
+        )
+    if name not in requires:
+        raise FormatError(f"zarr.json: requires does not list the transform {name!r}", member=ROOT)
+    parameters: dict[str, Any] = {}
+    if name == "dct":
+        parameters = _dct_parameters(transform)
+    if name == "text":
+        parameters = {"frame": _integer(transform, "frame", 1, MAX_FRAME)}
+    classes = tuple(_strings(dqz, "classes"))
+    check_classes(classes)
+    fingerprint = _typed(dqz, "fingerprint", str)
+    if not re.fullmatch(HEXADECIMAL, fingerprint):
+        raise FormatError("zarr.json: fingerprint is not 64 hexadecimal digits", member=ROOT)
+    samples = _integer(dqz, "samples", 1, MAX_SAMPLES)
+    group = _integer(dqz, "checksum_group", 1, MAX_SAMPLES)
+    return Header(
+        samples, *(_image(dqz) if name in IMAGES else (0, 0, 0, 1)), group, classes, name, requires, fingerprint,
+        parameters,
+        extra={key: value for key, value in dqz.items() if key not in _OWN},
+        user=_typed(attributes, "user", dict) if "user" in attributes else {},
+        mae=_mae(_typed(dqz, "mae", dict)) if "mae" in dqz else None,
+    )  # fmt: skip
+
+
+def _image(dqz: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """Height, width, channels and patch of a set of images."""
+    image = _typed(dqz, "image", dict)
     height, width = (_integer(image, key, 1, MAX_SIDE) for key in ("height", "width"))
     channels = _integer(image, "channels", 1, 3)
     if channels == 2:
@@ -213,27 +265,7 @@ def parse_header(data: bytes) -> Header:
         raise FormatError(f"zarr.json: patch {patch} does not divide {height} x {width}", member=ROOT)
     if (height // patch) * (width // patch) > MAX_PATCHES:
         raise FormatError(f"zarr.json: more than {MAX_PATCHES} patches an image", member=ROOT)
-    name = _typed(transform, "name", str)
-    if name not in FEATURES:
-        raise UnsupportedFeatureError(
-            f"the file needs the transform {name!r}, which this version does not know", member=ROOT
-        )
-    if name not in requires:
-        raise FormatError(f"zarr.json: requires does not list the transform {name!r}", member=ROOT)
-    parameters = _dct_parameters(transform) if name == "dct" else {}
-    classes = tuple(_strings(dqz, "classes"))
-    check_classes(classes)
-    fingerprint = _typed(dqz, "fingerprint", str)
-    if not re.fullmatch(HEXADECIMAL, fingerprint):
-        raise FormatError("zarr.json: fingerprint is not 64 hexadecimal digits", member=ROOT)
-    samples = _integer(dqz, "samples", 1, MAX_SAMPLES)
-    group = _integer(dqz, "checksum_group", 1, MAX_SAMPLES)
-    return Header(
-        samples, height, width, channels, patch, group, classes, name, requires, fingerprint, parameters,
-        extra={key: value for key, value in dqz.items() if key not in _OWN},
-        user=_typed(attributes, "user", dict) if "user" in attributes else {},
-        mae=_mae(_typed(dqz, "mae", dict)) if "mae" in dqz else None,
-    )  # fmt: skip
+    return height, width, channels, patch
 
 
 def _mae(value: Mapping[str, Any]) -> dict[str, str]:

@@ -51,7 +51,7 @@ class Writer(Closing):
         self._payload_start = self._file.tell()
 
     def append(self, payload: bytes) -> None:
-        """Add one sample's coded bytes (at least one)."""
+        """Add the coded bytes of one sample, or of one frame of records (at least one)."""
         if not payload:
             raise ValueError("a sample has at least one byte")
         with self.writing():
@@ -71,7 +71,7 @@ class Writer(Closing):
             self._payload.close()
             self._hashes[f"{spec.PAYLOAD}/c/0"] = self._payload_hash.digest()
             group = checksum_group(self.lengths)
-            header = replace(header, samples=len(self.lengths), checksum_group=group)
+            header = replace(header, samples=_samples(header, self.lengths, columns), checksum_group=group)
             everything = {
                 "length": np.asarray(self.lengths),
                 "checksum": self._checksums(group),
@@ -106,7 +106,7 @@ class Writer(Closing):
         os.replace(self._temporary, self.path)
 
     def _checksums(self, group: int) -> Array:
-        """CRC-32 of each group of samples, read back from the file: what is checked is what was written."""
+        """CRC-32 of each group of samples or frames, read back from the file: what is checked is what was written."""
         ends = np.cumsum(self.lengths)[group - 1 :: group].tolist()
         if len(self.lengths) % group:
             ends.append(sum(self.lengths))
@@ -190,7 +190,8 @@ def checksum_group(lengths: Sequence[int] | Array) -> int:
 def size_of(header: Header, lengths: Array, columns: Mapping[str, Array]) -> int:
     """Bytes of the file that a Writer would make of samples of these lengths; `columns` as for `finish`."""
     total, group = int(lengths.sum()), checksum_group(lengths)
-    header = replace(header, samples=len(lengths), checksum_group=group, fingerprint="0" * 64)
+    samples = _samples(header, lengths, columns)
+    header = replace(header, samples=samples, checksum_group=group, fingerprint="0" * 64)
     everything = {"length": lengths, "checksum": np.zeros(-(-len(lengths) // group), np.uint32), **columns}
     members = [(name, len(data)) for name, data in _column_members(header, total, everything)]
     members.append((spec.ROOT, len(header.to_json())))
@@ -203,6 +204,11 @@ def size_of(header: Header, lengths: Array, columns: Mapping[str, Array]) -> int
         directory += 46 + len(name) + (12 if offset > limit else 0)
         offset += 30 + len(name) + size
     return offset + directory + 22 + (76 if max(offset, directory) > limit else 0)
+
+
+def _samples(header: Header, lengths: Sequence[int] | Array, columns: Mapping[str, Array]) -> int:
+    """How many the ranges of the payload hold: the last frame of records may have fewer."""
+    return len(lengths) if header.frame == 1 else len(columns["label"])
 
 
 def _column_members(header: Header, total: int, columns: Mapping[str, Array]) -> Iterator[tuple[str, bytes]]:

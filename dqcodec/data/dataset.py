@@ -1,4 +1,4 @@
-"""DQZDataset: a .dqz as a torch Dataset of (image, target).
+"""DQZDataset: a .dqz as a torch Dataset of (image, target), or of records of text.
 
     dataset = DQZDataset("out.dqz", transform=...)
     loader = DataLoader(dataset, batch_size=128, shuffle=True, num_workers=4)
@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,15 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from dqcodec.codec import quantize
 from dqcodec.container.spec import MAE as MAE_COLUMN
 from dqcodec.decode import DQZFile, check_index
+from dqcodec.decode import open as open_dqz
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.models import checkpoints
 from dqcodec.models.mae import MAE
 from dqcodec.patches import join, split
 from dqcodec.smooth import smooth
+
+if TYPE_CHECKING:
+    from dqcodec.records import RecordFile
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -62,8 +66,19 @@ class Decoded:
         return Decoded(self.indices, self.values.pin_memory(), scale, self.mask.pin_memory())
 
 
-class DQZDataset(Dataset[tuple[Any, Any]]):
+@dataclass(frozen=True)
+class DecodedRecords:
+    """A batch of records: the samples that it holds, and the dicts."""
+
+    indices: list[int]
+    values: list[dict[str, Any]]
+
+
+class DQZDataset(Dataset[Any]):
     """The samples of a .dqz as (image, target): a uint8 tensor (C, H, W) and an int, before the transforms.
+
+    Of a file of text, a sample is the record: a dict with all its fields, before the transform. What concerns images
+    (device, fill, mae, target_transform) then means nothing, and may not be given.
 
         path              the file, or its URL: https://, s3:// and what else fsspec knows
         transform         called with each image; target_transform with each target
@@ -88,7 +103,7 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
     def __init__(
         self,
         path: str | Path,
-        transform: Callable[[Tensor], Any] | None = None,
+        transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
         device: str | torch.device | None = None,
         fill: str = "mae",
@@ -100,9 +115,15 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         check_choice("on_error", on_error, ON_ERROR)
         if mae is not None and fill != "mae":
             raise OptionError(f'mae: given with fill={fill!r}; only fill="mae" uses it')
-        self.file = DQZFile(path, cache)
+        self.file: DQZFile | RecordFile = open_dqz(path, cache)
         self.transform, self.target_transform = transform, target_transform
         self.device = torch.device(device or "cpu")
+        if self.is_text:
+            given = {"target_transform": target_transform, "mae": mae, "fill": None if fill == "mae" else fill}
+            wrong = [name for name, value in given.items() if value is not None]
+            if wrong:
+                raise OptionError(f"{wrong[0]}: {self.file.path} holds records of text; it is for images")
+            self.device = torch.device("cpu")
         self.fill, self.on_error = fill, on_error
         self.skipped: set[int] = set()
         self._source = mae
@@ -114,6 +135,11 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         self.classes = list(self.file.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self.targets: Array = self.file.label.astype(np.int64)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the samples are records of text."""
+        return not isinstance(self.file, DQZFile)
 
     @property
     def drops(self) -> bool:
@@ -128,7 +154,7 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
             if isinstance(source, MAE):
                 model = source
             else:
-                found = mae_of(self.file) if source is None else checkpoints.load(source)
+                found = mae_of(self._images_of()) if source is None else checkpoints.load(source)
                 if self._digest not in ("", found.sha256):
                     raise OptionError(f"mae: {source} was replaced by other weights while it was in use")
                 model, self._digest = found.model, found.sha256
@@ -141,33 +167,52 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> Any:
         return self._samples(self._decode([check_index(index, len(self))], None))[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Samples of a batch, decoded together."""
         return self._samples(self.decode(indices))
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """uint8 (n, C, H, W) on the dataset's device, without transforms."""
-        return self.finish(self.decode(indices))
+        self._images_of()
+        images: Tensor = self.finish(self.decode(indices))
+        return images
+
+    def to_hf(self) -> Any:
+        """The records as a Hugging Face `Dataset`; a field that some records do not have is None there.
+
+        Needs `dqcodec[text]`. Raises OptionError for images, and where the values of a field do not make a column.
+        """
+        if isinstance(self.file, DQZFile):
+            raise OptionError(f"to_hf: {self.file.path} holds images; it is for records of text")
+        from datasets import Dataset as HFDataset
+        from datasets.table import InMemoryTable
+
+        return HFDataset(InMemoryTable(self.file.to_arrow()))
 
     @property
     def packed(self) -> Packed:
         """The samples as they are coded, for DataLoader workers that leave decoding to `collate`."""
         return Packed(self)
 
-    def collate(self, batch: tuple[Any, Sequence[bytes]]) -> tuple[Any, Any]:
+    def collate(self, batch: tuple[Any, Sequence[bytes]]) -> Any:
         """A batch of `packed` samples, indices and coded bytes, as a batch of (image, target) on the dataset's device.
+
+        Of records, a list of them.
 
         for packed in DataLoader(dataset.packed, batch_size=128, shuffle=True, num_workers=4):
             images, targets = dataset.collate(packed)
         """
         indices, payloads = batch
-        images, targets = default_collate(self._samples(self.decode(indices, payloads)))
+        samples = self._samples(self.decode(indices, payloads))
+        if self.is_text:
+            return samples
+        images, targets = default_collate(samples)
         return images, targets.to(self.device) if isinstance(targets, Tensor) else targets
 
-    def decode(self, indices: Sequence[int], payloads: Sequence[bytes] | None = None) -> Decoded:
+    def decode(self, indices: Sequence[int], payloads: Sequence[bytes] | None = None) -> Decoded | DecodedRecords:
         """Read, check and entropy-decode a batch, without damaged samples as `on_error` says.
 
         payloads are the coded bytes where another process has read them. Safe to call from several threads.
@@ -177,8 +222,10 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
         given = {check_index(i, len(self)): payload for i, payload in zip(indices, payloads, strict=True)}
         return self._undamaged(indices, lambda wanted: self._decode(wanted, [given[i] for i in wanted]))
 
-    def finish(self, batch: Decoded) -> Tensor:
-        """The images of a batch, uint8 (n, C, H, W) on the dataset's device: placed and filled."""
+    def finish(self, batch: Decoded | DecodedRecords) -> Any:
+        """The images of a batch, uint8 (n, C, H, W) on the dataset's device: placed and filled. Or its records."""
+        if isinstance(batch, DecodedRecords):
+            return batch.values
         if self.device.type != "cpu" and get_worker_info() is not None:
             raise OptionError(
                 f"device: {self.device} cannot be used in DataLoader workers; set num_workers=0, or let them read "
@@ -194,7 +241,15 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
             return self.mae.fill(images, mask, header.patch)
         return (fill_smooth if self.fill == "smooth" else fill_mean)(images, mask, header.patch)
 
-    def _decode(self, wanted: list[int], payloads: Sequence[bytes] | None) -> Decoded:
+    def _images_of(self) -> DQZFile:
+        """The file, which must be one of images."""
+        if isinstance(self.file, DQZFile):
+            return self.file
+        raise OptionError(f"{self.file.path}: it holds records of text, not images")
+
+    def _decode(self, wanted: list[int], payloads: Sequence[bytes] | None) -> Decoded | DecodedRecords:
+        if not isinstance(self.file, DQZFile):
+            return DecodedRecords(wanted, self.file.records(wanted, payloads))
         if self.file.reader.header.transform == "dct":
             images, mask = self.file.placed(wanted, payloads)
             return Decoded(wanted, torch.from_numpy(images), None, torch.from_numpy(mask))
@@ -218,7 +273,9 @@ class DQZDataset(Dataset[tuple[Any, Any]]):
                 if not wanted:
                     raise
 
-    def _samples(self, batch: Decoded) -> list[tuple[Any, Any]]:
+    def _samples(self, batch: Decoded | DecodedRecords) -> list[Any]:
+        if isinstance(batch, DecodedRecords):
+            return batch.values if self.transform is None else [self.transform(record) for record in batch.values]
         targets = self.targets[batch.indices].tolist()
         return [self._sample(image, target) for image, target in zip(self.finish(batch), targets, strict=True)]
 

@@ -26,13 +26,13 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from dqcodec.data.dataset import ON_ERROR, Decoded, DQZDataset, check_choice
+from dqcodec.data.dataset import ON_ERROR, Decoded, DecodedRecords, DQZDataset, check_choice
 from dqcodec.data.order import permutation, share
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.parallel import default_workers, ordered_map
 
 Array = npt.NDArray[Any]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Tensor]
 STATE = ("seed", "epoch", "position", "shuffle", "fingerprint")
 MAX_SEED, MAX_EPOCH = (1 << 64) - 1, (1 << 32) - 1
 
@@ -45,13 +45,16 @@ class DQZLoader:
         shuffle       a new order for every epoch, the same for the same (seed, epoch) on every machine; or file order
         device        where batches are placed, filled and transformed; by default the dataset's, for a path a GPU
                       where there is one
-        transform     called with the images of a batch: a transform of torchvision's v2, say. It runs in the thread
+        transform     called with the images of a batch, or with its records: a transform of torchvision's v2, or a
+                      tokenizer, say. It runs in the thread
                       that takes the batches, in order, so that torch's seed decides what it draws
         drop_last     leave away what does not fill a batch on every rank
         rank, world_size   which share of every batch is this process's; by default torch.distributed's, or all of it
         prefetch      batches that are being decoded or wait, at most; at least one for each thread
         workers       threads; by default one for each processor
         on_error      as for DQZDataset; a batch of which nothing is left is left out too
+
+    Of a file of text a batch is a list of records (dicts), or what the transform makes of it, without targets.
 
     Each iterator that gave a batch was an epoch; `set_epoch` says which one comes next. All ranks get equally many
     batches: without drop_last the end is filled up with samples of the epoch's beginning, `padded` says how many.
@@ -68,7 +71,7 @@ class DQZLoader:
         shuffle: bool = True,
         seed: int = 0,
         device: str | torch.device | None = None,
-        transform: Callable[[Tensor], Any] | None = None,
+        transform: Callable[[Any], Any] | None = None,
         drop_last: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -135,7 +138,7 @@ class DQZLoader:
         position = _number("state: position", state["position"], 0, len(self.dataset))
         self.seed, self.epoch, self._position, self._run = seed, epoch, position, None
 
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         if self._run is not None:
             self.epoch, self._position, self._run = self.epoch + 1, 0, None
         samples = len(self.dataset)
@@ -143,7 +146,7 @@ class DQZLoader:
         batches = share(order, self._position, self.batch_size, self.rank, self.world_size, self.drop_last)
         return self._batches(batches, (self.epoch, self._position))
 
-    def _batches(self, batches: list[Array], start: tuple[int, int]) -> Iterator[tuple[Any, Tensor]]:
+    def _batches(self, batches: list[Array], start: tuple[int, int]) -> Iterator[Any]:
         """What the batches hold; the state follows what is handed out, while no other iterator is the latest."""
         run = object()
         # An epoch is begun with its first batch: some frameworks ask for iterators in vain.
@@ -167,7 +170,7 @@ class DQZLoader:
         if self._run is run:
             self.epoch, self._position, self._run = self.epoch + 1, 0, None
 
-    def _decode(self, indices: Array) -> Decoded | None:
+    def _decode(self, indices: Array) -> Decoded | DecodedRecords | None:
         """In a thread; None where every sample is damaged and may be left out."""
         try:
             batch = self.dataset.decode(indices.tolist())
@@ -175,17 +178,20 @@ class DQZLoader:
             if error.sample not in self.dataset.skipped:
                 raise
             return None
-        return batch.pin_memory() if self.dataset.device.type == "cuda" else batch
+        return batch.pin_memory() if isinstance(batch, Decoded) and self.dataset.device.type == "cuda" else batch
 
-    def _place(self, batch: Decoded | None) -> Batch | None:
-        """Images and targets, on the device."""
+    def _place(self, batch: Decoded | DecodedRecords | None) -> Batch | None:
+        """Images, or records, and targets, on the device."""
         if batch is None:
             return None
         targets = torch.from_numpy(self.dataset.targets[batch.indices])
         return self.dataset.finish(batch), targets.to(self.dataset.device)
 
-    def _transform(self, batch: Batch | None) -> tuple[Any, Tensor] | None:
-        return batch if batch is None or self.transform is None else (self.transform(batch[0]), batch[1])
+    def _transform(self, batch: Batch | None) -> Any:
+        if batch is None:
+            return None
+        values = batch[0] if self.transform is None else self.transform(batch[0])
+        return values if self.dataset.is_text else (values, batch[1])
 
 
 def _alone() -> None:
@@ -194,9 +200,7 @@ def _alone() -> None:
     threadpool_limits(1, user_api="openmp")
 
 
-def _on_a_stream(
-    batches: Iterable[Decoded | None], finish: Callable[[Decoded | None], Any], device: torch.device
-) -> Iterator[Any]:
+def _on_a_stream(batches: Iterable[Any], finish: Callable[[Any], Any], device: torch.device) -> Iterator[Any]:
     """`finish` of each batch on a stream of its own, a batch before it is asked for."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))  # the fill's weights may still be on their way
@@ -232,7 +236,7 @@ def _dataset(given: DQZDataset | str | Path, device: str | torch.device | None, 
     if on_error is not None:
         check_choice("on_error", on_error, ON_ERROR)
         own.on_error = on_error
-    if device is not None:
+    if device is not None and not own.is_text:
         own.device, own._model = torch.device(device), None
     return own
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class Draft:
         if self.masks is not None:
             columns["mask"] = self.masks[places]
         if self.selection is not None:
-            columns |= _bins(self.images, self.selection, kept)
+            columns |= bin_columns(self.images.labels, len(self.images.folder.classes), self.selection, kept)
         if self.widths is not None and self.widths.distance is not None:
             columns["distance"] = _rounded(self.widths.distance[places])
         if self.mae is not None and self.images.options.mae == "train":
@@ -82,19 +83,9 @@ class Draft:
 
     def parts(self, coded: Coded) -> list[Coded]:
         """The samples, in order, in as few parts of about equal size as stay within the shard size."""
-        text = self.images.options.shard_size
-        most = parse_size("shard_size", text) if text is not None else 0
-        ends = np.cumsum(coded.lengths)
-        least = self._bytes(coded.some(np.array([int(coded.lengths.argmax())])))
-        if least > most:
-            raise OptionError(f"shard_size: {text} is too small; one sample alone makes a file of {least:,} bytes")
-        count = -(-self._bytes(coded) // most)
-        while True:
-            cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count)
-            parts = [coded.some(rows) for rows in np.split(np.arange(len(ends)), cuts) if len(rows)]
-            if max(map(self._bytes, parts)) <= most:
-                return parts
-            count += 1 + count // 20
+        size = self.images.options.shard_size
+        most = parse_size("shard_size", size) if size is not None else 0
+        return [coded.some(rows) for rows in cut(coded.lengths, lambda rows: self._bytes(coded.some(rows)), most)]
 
     def _bytes(self, coded: Coded) -> int:
         header, columns = self.content(coded)
@@ -143,11 +134,35 @@ def _rounded(values: Array) -> Array:
     return rounded
 
 
-def _bins(images: Images, selection: Selection, kept: Array) -> dict[str, Array]:
-    """The columns that say what the selection did."""
-    size, taken = np.zeros((2, len(images.folder.classes), selection.size.shape[1]), np.int64)
-    np.add.at(size, (images.labels, selection.bin), 1)
-    np.add.at(taken, (images.labels[kept], selection.bin[kept]), 1)
+def cut(lengths: Array, size: Callable[[Array], int], most: int) -> list[Array]:
+    """Ranges of the payload, in order, in as few parts of about equal size as stay within `most` bytes.
+
+    lengths  bytes of each range
+    size     of a file with these ranges
+    returns  the numbers of the ranges in each part; OptionError where one alone is too large
+    """
+    ends = np.cumsum(lengths)
+    least = size(np.array([int(lengths.argmax())]))
+    if least > most:
+        raise OptionError(f"shard_size: {most} is too small; one sample alone makes a file of {least:,} bytes")
+    count = -(-size(np.arange(len(ends))) // most)
+    while True:
+        cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count)
+        parts = [rows for rows in np.split(np.arange(len(ends)), cuts) if len(rows)]
+        if max(map(size, parts)) <= most:
+            return parts
+        count += 1 + count // 20
+
+
+def bin_columns(labels: Array, classes: int, selection: Selection, kept: Array) -> dict[str, Array]:
+    """The columns that say what the selection did.
+
+    labels  int (N,), of all that it chose from
+    kept    which of them are in the file
+    """
+    size, taken = np.zeros((2, classes, selection.size.shape[1]), np.int64)
+    np.add.at(size, (labels, selection.bin), 1)
+    np.add.at(taken, (labels[kept], selection.bin[kept]), 1)
     scored = {"bins/rs": selection.rs, "bins/ds": selection.ds, "bins/is": selection.is_}
     return {
         "bin": selection.bin[kept],

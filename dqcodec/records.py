@@ -1,0 +1,106 @@
+"""From the bytes of a .dqz to records of text: dicts with all their fields.
+
+read bytes -> checksum -> zstd -> msgpack
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqcodec.codec import text
+from dqcodec.codec.text import Record
+from dqcodec.container.reader import Reader
+from dqcodec.container.shards import ShardReader
+from dqcodec.container.spec import DICTIONARY
+from dqcodec.decode import OpenFile, check_index
+from dqcodec.errors import FormatError, OptionError
+
+Array = npt.NDArray[Any]
+BATCH = 256
+
+
+class RecordFile(OpenFile):
+    """An open .dqz of records; see OpenFile, too.
+
+    `file[i]` is a dict, `file.records(indices)` a list of them; every field is there, in its order, with its type.
+    """
+
+    def __init__(
+        self, path: str | Path, cache: str | Path | None = None, reader: Reader | ShardReader | None = None
+    ) -> None:
+        super().__init__(path, cache, reader)
+        self._coder = self._make_coder()
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records([index])[0]
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for batch in self.batches() for record in self.records(batch))
+
+    def records(self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None = None) -> list[Record]:
+        """Decode a batch; those of one frame together.
+
+            indices   sample indices, negative ones count from the end
+            payloads  the coded bytes of their frames where `reader.read` gave them before, in another process say
+
+        Raises IndexError, or FormatError (ChecksumError) that names file and sample.
+        """
+        reader, frame, total = self.reader, self.reader.header.frame, len(self)
+        wanted = [check_index(index, total) for index in indices]
+        found: dict[int, list[Record]] = {}
+        result = []
+        payloads = reader.read(wanted) if payloads is None else payloads
+        for index, payload in zip(wanted, payloads, strict=True):
+            number, place = divmod(index, frame)
+            if number not in found:
+                try:
+                    data = self._coder.decompress(payload)
+                    found[number] = text.split(data, min(frame, total - number * frame))
+                except FormatError as error:
+                    raise reader.error(index, f"its frame of records: {error}") from None
+            result.append(found[number][place])
+        return result
+
+    def to_arrow(self) -> Any:
+        """All records as a pyarrow Table: a column a field, None where a record does not have it.
+
+        OptionError where a field has values of several types, or of one that no column holds.
+        """
+        import pyarrow
+
+        records = [record for batch in self.batches() for record in self.records(batch)]
+        columns = {}
+        for name in dict.fromkeys(name for record in records for name in record):
+            try:
+                columns[name] = pyarrow.array([record.get(name) for record in records])
+            except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+                reason = str(error).splitlines()[0]
+                raise OptionError(f"the field {name!r} does not make a column: {reason}; JSON lines hold it") from None
+        return pyarrow.table(columns)
+
+    def batches(self) -> Iterator[range]:
+        """All indices in batches of BATCH."""
+        return (range(start, min(start + BATCH, len(self))) for start in range(0, len(self), BATCH))
+
+    def _make_coder(self) -> text.Coder:
+        stored = self.reader.columns.get(DICTIONARY, np.empty(0, np.uint8)).tobytes()
+        try:
+            return text.Coder(text.read_dictionary(stored) if stored else b"")
+        except FormatError as error:
+            self.close()
+            raise FormatError(f"{self.path}: {DICTIONARY}: {error}", path=self.path, member=DICTIONARY) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_coder": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._coder = self._make_coder()
+
+    def __repr__(self) -> str:
+        return f"RecordFile({str(self.path)!r}, {len(self)} records, {len(self.classes)} classes)"
