@@ -132,7 +132,7 @@ def test_verify_what_is_no_file(tmp_path):
 
 def test_export(tmp_path):
     done = run("export", RGB, tmp_path / "out", "--fill", "smooth", "--json")
-    assert (done.returncode, json.loads(done.stdout)["images"]) == (0, 21)
+    assert (done.returncode, json.loads(done.stdout)["samples"]) == (0, 21)
     with dqcodec.open(RGB) as file:
         expected = file.images(range(21))
     names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
