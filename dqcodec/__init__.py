@@ -33,7 +33,7 @@ from dqcodec.selection import Selection, select
 if TYPE_CHECKING:
     from dqcodec.data.dataset import DQZDataset
     from dqcodec.data.loader import DQZLoader
-    from dqcodec.encode_text import TextResult, encode_text
+    from dqcodec.encode_records import TextResult, encode_text
     from dqcodec.records import RecordFile
 
 __all__ = [
@@ -65,8 +65,8 @@ _LAZY = {  # what needs more packages than reading images does
     "DQZDataset": "dqcodec.data.dataset",
     "DQZLoader": "dqcodec.data.loader",
     "RecordFile": "dqcodec.records",
-    "TextResult": "dqcodec.encode_text",
-    "encode_text": "dqcodec.encode_text",
+    "TextResult": "dqcodec.encode_records",
+    "encode_text": "dqcodec.encode_records",
 }
 
 

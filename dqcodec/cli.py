@@ -32,7 +32,7 @@ from dqcodec.sources.images import quiet
 from dqcodec.sources.records import ending
 
 if TYPE_CHECKING:
-    from dqcodec.encode_text import TextResult
+    from dqcodec.encode_records import TextResult
 
 DEFAULTS = EncodeOptions()
 HISTOGRAM = 40  # characters that stand for all samples
@@ -317,7 +317,7 @@ def main() -> None:
 
 def _encode_text() -> Callable[..., TextResult]:
     try:
-        from dqcodec.encode_text import encode_text
+        from dqcodec.encode_records import encode_text
     except ImportError as error:
         raise OptionError(str(error)) from None
     return encode_text
