@@ -7,9 +7,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -25,7 +25,7 @@ from dqcodec.export import export as export_file
 from dqcodec.inspection import Info, TextInfo, Verification, Width
 from dqcodec.inspection import info as read_info
 from dqcodec.inspection import verify as verify_file
-from dqcodec.options import EncodeOptions, TextOptions
+from dqcodec.options import PRESETS, EncodeOptions, TextOptions
 from dqcodec.run import Progress as StageProgress
 from dqcodec.show import show as show_file
 from dqcodec.sources.images import quiet
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from dqcodec.encode_records import TextResult
 
 DEFAULTS = EncodeOptions()
+Options = TypeVar("Options", EncodeOptions, TextOptions)
 HISTOGRAM = 40  # characters that stand for all samples
-_OF_IMAGES = ("drop", "transform", "bits", "target_size", "effort", "size", "resize", "patch", "mae")
+_OF_SOURCES = {field.name for field in (*fields(EncodeOptions), *fields(TextOptions))} | {"preset"}
 SHOWN = 20  # lines of a list on the terminal; --json has them all
 
 app = typer.Typer(
@@ -64,6 +65,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 
 @app.command()
 def encode(
+    ctx: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
@@ -72,6 +74,13 @@ def encode(
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The .dqz file to write, or with --shard-size the folder.")],
+    preset: Annotated[
+        Literal["balanced", "smallest", "paper-dq", "paper-adq"],
+        typer.Option(
+            help="Values of the options below that are not given. [b]balanced[/b]: what is shown here; "
+            "[b]smallest[/b]: few bytes first; [b]paper-dq[/b], [b]paper-adq[/b]: as the papers have it."
+        ),
+    ] = "balanced",
     keep: Annotated[
         str,
         typer.Option(
@@ -193,29 +202,19 @@ def encode(
     Samples are chosen by dataset quantization, unimportant patches dropped, pixels quantized and packed.
     --keep 1 --drop 0 keeps everything and trains no network. Of records, every field is kept as it is.
     """
-    share = _share(keep)
-    images = EncodeOptions(
-        share, bins, drop, transform, bits, target_size, shard_size, effort, size, resize, patch,
-        features or DEFAULTS.features, method, alpha, normalize, bin_sizes, mae, seed,
-    )  # fmt: skip
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    chosen = {name: ctx.params[name] for name, place in sources.items() if place and place.name == "COMMANDLINE"}
+    if "keep" in chosen:
+        chosen["keep"] = _share(keep)
     shared: dict[str, Any] = {"work": work, "device": device, "workers": workers, "strict": strict}
     result: EncodeResult | TextResult
     with _Stages() as stages:
-        if not ending(source) or source.is_dir():
-            if text is not None or label is not None:
-                raise OptionError(f"{'label' if text is None else 'text'}: it is for files of records")
-            result = encode_folder(source, output, images, overwrite=overwrite, progress=stages, **shared)
+        if ending(source) and not source.is_dir():
+            records = _options(TextOptions(), chosen, "files of records")
+            result = _encode_text()(source, output, records, overwrite=overwrite, progress=stages, **shared)
         else:
-            given = [name for name in _OF_IMAGES if getattr(images, name) != getattr(DEFAULTS, name)]
-            if given or isinstance(share, str):
-                name = given[0] if given else "keep: auto"
-                raise OptionError(f"{name}: it is for images; {source} is a file of records")
-            records = TextOptions(
-                share, bins, text, label, features or TextOptions().features, shard_size,
-                method, alpha, normalize, bin_sizes, seed,
-            )  # fmt: skip
-            encode_text = _encode_text()
-            result = encode_text(source, output, records, overwrite=overwrite, progress=stages, **shared)
+            images = _options(PRESETS[chosen.pop("preset", "balanced")], chosen, "folders of images")
+            result = encode_folder(source, output, images, overwrite=overwrite, progress=stages, **shared)
     _print_skipped(result)
     for note in result.notes:
         err.print(f"[yellow]Note:[/yellow] {_text(note)}")
@@ -321,6 +320,15 @@ def _encode_text() -> Callable[..., TextResult]:
     except ImportError as error:
         raise OptionError(str(error)) from None
     return encode_text
+
+
+def _options(base: Options, chosen: dict[str, Any], what: str) -> Options:
+    """The options with those that were given; OptionError where one is not for this kind of source."""
+    names = {field.name for field in fields(base)}
+    for name in chosen:
+        if name in _OF_SOURCES - names:
+            raise OptionError(f"{name}: it is not for {what}")
+    return replace(base, **{name: value for name, value in chosen.items() if name in names})
 
 
 def _share(text: str) -> float | str:

@@ -153,6 +153,14 @@ class EncodeOptions:
             raise OptionError(f"mae: {self.mae!r}; allowed: small, train, hf:OWNER/NAME, file:PATH")
 
 
+PRESETS = {
+    "balanced": EncodeOptions(),
+    "smallest": EncodeOptions(keep=0.25, drop=0.0, bits=2.5),
+    "paper-dq": EncodeOptions(method="dq", transform="pixel", bits=8),
+    "paper-adq": EncodeOptions(method="adq", transform="pixel", bits="auto:6"),
+}
+
+
 @dataclass(frozen=True)
 class TextOptions:
     """What decides the content of a file of records; the file stores it.

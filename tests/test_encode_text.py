@@ -429,9 +429,9 @@ def test_on_the_command_line(tmp_path):
     assert run("export", tmp_path / "out.dqz", tmp_path / "kept.json").returncode == 0
     assert json.loads((tmp_path / "kept.json").read_text()) == everything(tmp_path / "out.dqz")
     for arguments, message in (
-        (("encode", path, tmp_path / "b.dqz", "--drop", "0.5"), "--drop: it is for images"),
-        (("encode", path, tmp_path / "b.dqz", "--keep", "auto"), "keep: auto"),
-        (("encode", tmp_path, tmp_path / "b.dqz", "--text", "{a}"), "--text: it is for files of records"),
+        (("encode", path, tmp_path / "b.dqz", "--drop", "0.5"), "--drop: it is not for files of records"),
+        (("encode", path, tmp_path / "b.dqz", "--keep", "auto"), "--keep: 'auto'"),
+        (("encode", tmp_path, tmp_path / "b.dqz", "--text", "{a}"), "--text: it is not for folders of images"),
         (("show", tmp_path / "out.dqz", "-o", tmp_path / "a.png"), "records of text, not images"),
         (("export", tmp_path / "out.dqz", tmp_path / "folder"), "--target: 'folder'"),
     ):
