@@ -52,18 +52,17 @@ class RecordFile(OpenFile):
         """
         reader, frame, total = self.reader, self.reader.header.frame, len(self)
         wanted = [check_index(index, total) for index in indices]
-        found: dict[int, list[Record]] = {}
+        found: dict[int, list[Any]] = {}
         result = []
         payloads = reader.read(wanted) if payloads is None else payloads
         for index, payload in zip(wanted, payloads, strict=True):
             number, place = divmod(index, frame)
-            if number not in found:
-                try:
-                    data = self._coder.decompress(payload)
-                    found[number] = text.split(data, min(frame, total - number * frame))
-                except FormatError as error:
-                    raise reader.error(index, f"its frame of records: {error}") from None
-            result.append(found[number][place])
+            try:
+                if number not in found:
+                    found[number] = text.split(self._coder.decompress(payload), min(frame, total - number * frame))
+                result.append(text.as_record(found[number][place]))
+            except FormatError as error:
+                raise reader.error(index, f"its frame of records: {error}") from None
         return result
 
     def to_arrow(self) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -35,7 +36,7 @@ MAX_DEPTH = 64  # nesting of lists and maps
 DICTIONARIES = (0, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20)  # sizes that are tried
 TRIED = 2000  # records that they are tried on
 LEARNED = 64 << 20  # bytes that a dictionary is trained on
-FRAME_BYTES = 4096  # of msgpack in a frame, about: larger frames save little more and decode more slowly
+FRAME_BYTES = 2048  # of msgpack in a frame, about: larger frames save little more and decode more slowly
 
 # What msgpack has no type for, as the text in an extension type.
 _EXTENSIONS: tuple[tuple[int, type, Callable[[str], Any], Callable[[Any], str]], ...] = (
@@ -63,18 +64,24 @@ def join(records: Sequence[bytes]) -> bytes:
     return header + b"".join(records)
 
 
-def split(data: bytes, count: int) -> list[Record]:
-    """The records of a frame from its bytes; FormatError where they are not `count` of them."""
+def split(data: bytes, count: int) -> list[Any]:
+    """What a frame holds, from its bytes; FormatError where that is not `count` values. `as_record` checks each."""
     try:
         records = msgpack.unpackb(data, ext_hook=_value, unicode_errors="surrogatepass", strict_map_key=True)
     except (ValueError, ArithmeticError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise FormatError(f"not msgpack ({str(error) or type(error).__name__})") from None
     if not isinstance(records, list) or len(records) != count:
         raise FormatError(f"not an array of {count} records")
-    for record in records:
-        if not isinstance(record, dict) or set(map(type, record)) - {str}:
-            raise FormatError(f"a record is a {type(record).__name__}, not a map with text as keys")
     return records
+
+
+def as_record(value: Any) -> Record:
+    """The value itself, if it is a record; else FormatError."""
+    if isinstance(value, dict):
+        with suppress(TypeError):
+            "".join(value)  # the quickest way to know that all keys are text
+            return value
+    raise FormatError(f"a record is a {type(value).__name__}, not a map with text as keys")
 
 
 class Coder:

@@ -84,15 +84,24 @@ def select(
         check_features(features)
         check_device(device)
         return sample(at_random(labels, len(features), seed), labels, keep, method, seed)
-    contrast = _contrast() if method == "adq" else None
+    if method == "adq":
+        _contrast()  # that it is not to be had should be known before the bins are made
     bins = 1 if method == "graphcut" else bins
     binning = divide(features, labels, bins, normalize=normalize, bin_sizes=bin_sizes, device=device, progress=progress)
-    if contrast is None:
+    if method != "adq":
         return sample(binning, labels, keep, method, seed)
-    rows = scores.sampled(binning.bin, seed)
+    scored = adq_scores(features, binning.bin, bins, seed, device, progress)
+    return sample(binning, labels, keep, method, seed, alpha, **scored)
+
+
+def adq_scores(
+    features: Array, bin_of: Array, bins: int, seed: int, device: Any = "cpu", progress: Progress | None = None
+) -> dict[str, Array]:
+    """The scores `rs` and `ds` of the bins from features alone, for `sample`."""
+    rows = scores.sampled(bin_of, seed)
     views = scores.with_views(features[rows], seed)
-    ds = contrast.diversity(views, binning.bin[rows], bins, seed, device=device, progress=progress)
-    return sample(binning, labels, keep, method, seed, alpha, scores.closeness(features, binning.bin, bins), ds)
+    ds = _contrast().diversity(views, bin_of[rows], bins, seed, device=device, progress=progress)
+    return {"rs": scores.closeness(features, bin_of, bins), "ds": ds}
 
 
 def sample(
