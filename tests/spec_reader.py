@@ -1,6 +1,7 @@
 """A second reader of .dqz, written from spec/dqz-1.md alone; the tests hold the package to it."""
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -8,10 +9,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
+import zstandard
 
 KIB, MIB = 1 << 10, 1 << 20
 FULL = 0xFFFFFFFF  # in a ZIP field: its value is in the ZIP64 field
@@ -27,6 +32,9 @@ DEFAULT_1 = {  # R-26: SHA-256 by unit
 }
 CLASSES = {4: 16, 8: 64, 16: 62}  # section 7.2: position classes
 BIN_LIMITS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 21, 30)  # section 7.4
+EMPTY = bytes.fromhex("28b52ffd2000010000")  # a Zstandard frame of no bytes
+MAGIC = zstandard.FRAME_HEADER  # R-38: left out of the frames of records
+IMAGES_ONLY = ("bits", "scale", "mask", "distance", "colour", "mae/weights")  # R-36: and tables/...
 NEXT_STATE = ((0, 2, 1, 3), (2, 0, 3, 1))  # R-31, of even and odd magnitudes
 Members = dict[str, tuple[int, memoryview]]  # name: CRC-32 and data
 
@@ -46,7 +54,7 @@ def refusing(place: object) -> Iterator[None]:
     """Section 1: an error names the file and the sample; what a decoder of the library refuses is refused."""
     try:
         yield
-    except (ValueError, struct.error, zlib.error, RecursionError) as error:
+    except (ValueError, struct.error, zlib.error, zstandard.ZstdError, RecursionError) as error:
         raise SpecError(f"{place}: {error}") from error
 
 
@@ -147,10 +155,10 @@ def read_root(members: Members) -> dict:
     version = re.fullmatch(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})", entry(dqz, "version", str))
     require(version is not None and int(version[1]) == 1, f"version {dqz['version']!r}")  # R-6
     for feature in entry(dqz, "requires", list):
-        require(feature in ("pixel", "dct"), f"requires the unknown feature {feature!r}")  # R-7
+        require(feature in ("pixel", "dct", "text"), f"requires the unknown feature {feature!r}")  # R-7
     transform = entry(dqz, "transform", dict)
     name = entry(transform, "name", str)
-    require(name in ("pixel", "dct"), f"unknown transform {name!r}")  # R-8
+    require(name in ("pixel", "dct", "text"), f"unknown transform {name!r}")  # R-8
     require(name in dqz["requires"], "'requires' does not name the transform")
     if name == "dct":  # R-24
         require(entry(transform, "unit", int, 4, 16) in (4, 8, 16), f"units of {transform['unit']}")
@@ -162,12 +170,15 @@ def read_root(members: Members) -> dict:
     fits = "consolidated_metadata" not in root and type(attributes.get("user", {})) is dict  # R-5
     require(fits, "consolidated metadata, or 'user' is not an object")
     entry(dqz, "samples", int, 1, 1 << 31)
-    image = entry(dqz, "image", dict)
-    height, width = entry(image, "height", int, 1, 4096), entry(image, "width", int, 1, 4096)
-    require(entry(image, "channels", int, 1, 3) != 2, "2 channels")
-    side = entry(dqz, "patch", int, 1, 4096)
-    fits = height % side == width % side == 0 and (height // side) * (width // side) <= 65536
-    require(fits, "the patch does not divide the image, or too many patches")
+    if name == "text":  # R-36: image and patch are not looked at
+        entry(transform, "frame", int, 1, 64)
+    else:
+        image = entry(dqz, "image", dict)
+        height, width = entry(image, "height", int, 1, 4096), entry(image, "width", int, 1, 4096)
+        require(entry(image, "channels", int, 1, 3) != 2, "2 channels")
+        side = entry(dqz, "patch", int, 1, 4096)
+        fits = height % side == width % side == 0 and (height // side) * (width // side) <= 65536
+        require(fits, "the patch does not divide the image, or too many patches")
     entry(dqz, "checksum_group", int, 1, 1 << 31)
     names = entry(dqz, "classes", list)
     fits = 1 <= len(names) <= 1 << 20 and all(type(name) is str for name in names)
@@ -201,15 +212,23 @@ def array_meta(members: Members, name: str, shape: tuple[int | None, ...], kinds
     return np.dtype(kind).newbyteorder("<"), sizes, bool(rest)
 
 
-def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndarray]:
+def no_attributes(members: Members, name: str) -> None:
+    """Section 2: the `zarr.json` of the group of such columns."""
+    group = read_json(members, f"{name}/zarr.json", 64 * KIB, "group")
+    require(group.get("attributes", {}) == {}, f"the group {name!r} has attributes")
+
+
+def read_columns(members: Members, dqz: dict, frames: int, patches: int) -> dict[str, np.ndarray]:
     """Section 4: the columns by name, their values within the ranges of R-11."""
     count, classes, top, any_kind = dqz["samples"], len(dqz["classes"]), FULL, "uint8 uint16 uint32"
+    transform = dqz["transform"]
+    text = transform["name"] == "text"
     known: dict[str, tuple[tuple[int | None, ...], str, int, int]] = {  # shape, data types, range
-        "length": ((count,), "uint16 uint32", 1, top),
+        "length": ((frames,), "uint16 uint32", 1, top),
         "label": ((count,), any_kind, 0, classes - 1),
         "bits": ((count,), "uint8", 2, 8),
         "scale": ((count,), "uint8", 0, top),
-        "checksum": ((-(-count // dqz["checksum_group"]),), "uint32", 0, top),
+        "checksum": ((-(-frames // dqz["checksum_group"]),), "uint32", 0, top),
         "mask": ((count, -(-patches // 8)), "uint8", 0, top),
         "source_index": ((count,), any_kind, 0, top),
         "bin": ((count,), "uint8 uint16", 0, top),
@@ -225,27 +244,29 @@ def read_columns(members: Members, dqz: dict, patches: int) -> dict[str, np.ndar
         "tables/side": ((None, 16), "uint16", 1, 4096),
         "tables/rotation": ((None, 3), "uint8", 0, 255),
         "mae/weights": ((None,), "uint8", 0, 255),
+        "text/dictionary": ((None,), "uint8", 0, 255),
     }
     chunks = {name: f"{name}/c" + "/0" * len(known[name][0]) for name in known}
-    there = {"length", "label", "bits", "scale", "checksum"}
+    there = {"length", "label", "checksum", *(() if text else ("bits", "scale"))}
     there |= {name for name in known if f"{name}/zarr.json" in members or chunks[name] in members}
     if not there.isdisjoint(BINS):
         there |= set(BINS)
-        group = read_json(members, "bins/zarr.json", 64 * KIB, "group")
-        require(group.get("attributes", {}) == {}, "the group 'bins' has attributes")
+        no_attributes(members, "bins")
     scores = there & set(SCORES)
     require(not scores or (len(scores) == 3 and "bin" in there), "bins/rs, bins/ds, bins/is: not together")
-    transform, rgb = dqz["transform"], dqz["image"]["channels"] == 3
+    if text:  # R-36
+        found = {name for name in there if name in IMAGES_ONLY or name.startswith("tables/")}
+        require(not found, f"records with the columns {sorted(found)}")
+    require(text or "text/dictionary" not in there, "images with a dictionary of text")
+    rgb = not text and dqz["image"]["channels"] == 3
     expected = {"colour"} if transform["name"] == "dct" and rgb else set()
     if transform["name"] == "dct" and transform["tables"] == "file":
         expected |= {f"tables/{name}" for name in ("context", "coefficient", "side", "rotation")[: 3 + rgb]}
-        group = read_json(members, "tables/zarr.json", 64 * KIB, "group")
-        require(group.get("attributes", {}) == {}, "the group 'tables' has attributes")
+        no_attributes(members, "tables")
     found = {name for name in there if name == "colour" or name.startswith("tables/")}
     require(found == expected, f"the columns {sorted(found)}, not {sorted(expected)}")
-    if "mae/weights" in there:  # R-34
-        group = read_json(members, "mae/zarr.json", 64 * KIB, "group")
-        require(group.get("attributes", {}) == {}, "the group 'mae' has attributes")
+    for name in {"mae/weights", "text/dictionary"} & there:  # R-34, R-37
+        no_attributes(members, name.split("/")[0])
     metas = {name: array_meta(members, name, *known[name][:2]) for name in known if name in there}
     total = sum(math.prod(sizes) * dtype.itemsize for dtype, sizes, _ in metas.values())
     require(total <= 16 * len(members["payload/c/0"][1]) + 64 * MIB, f"columns of {total} bytes")
@@ -566,48 +587,129 @@ def decode_dct(
     return image.reshape(channels, -1, side, across, side).swapaxes(2, 3).reshape(channels, -1, side, side)[:, mask]
 
 
+def zstd(data: bytes, high: int, dictionary: zstandard.ZstdCompressionDict | None = None) -> bytes:
+    """R-37, R-38: the content of one Zstandard frame that states its size, with nothing after it."""
+    frame = zstandard.get_frame_parameters(data)
+    require(1 <= frame.content_size <= high, f"a content size of {frame.content_size}, not 1 to {high}, or none")
+    require(frame.dict_id == 0, "a frame with a dictionary ID")
+    return zstandard.ZstdDecompressor(dict_data=dictionary).decompress(data, allow_extra_data=False)
+
+
+def extension(kind: int, data: bytes) -> int | date | Decimal:
+    """R-39: a value of the extension types."""
+    text = data.decode("ascii")
+    if kind == 1:
+        require(re.fullmatch("-?[1-9][0-9]*", text) is not None, f"not an integer: {text!r:.40}")
+        return int(Decimal(text))  # int() alone refuses many digits
+    if kind == 2:
+        require("T" in text, f"not a date and time: {text!r:.40}")
+        return datetime.fromisoformat(text)
+    if kind == 3:
+        return date.fromisoformat(text)
+    require(kind == 4, f"the extension type {kind}")
+    fits = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(E[+-]?[0-9]+)?", text)
+    require(fits is not None, f"not a decimal number: {text!r:.40}")
+    return Decimal(text)
+
+
+def pairs(items: list[tuple[Any, Any]]) -> dict:
+    """R-39: a map, its keys strings, no key twice."""
+    require(all(type(key) is str for key, _ in items), "a key that is no string")
+    return unique(items)
+
+
+def refuse_timestamp(value: Any) -> Any:
+    """R-39: the value, which msgpack makes of its own extension type -1, of which the table does not know."""
+    require(type(value) is not msgpack.Timestamp, "the extension type -1")
+    for inner in value.values() if type(value) is dict else value if type(value) is list else ():
+        refuse_timestamp(inner)
+    return value
+
+
+def decode_records(data: memoryview, count: int, dictionary: zstandard.ZstdCompressionDict | None) -> list[dict]:
+    """R-38, R-39: the records of one frame."""
+    content = zstd(MAGIC + data, 64 * MIB, dictionary)
+    rules = {"object_pairs_hook": pairs, "ext_hook": extension, "unicode_errors": "surrogatepass"}
+    records = msgpack.unpackb(content, strict_map_key=False, **rules)
+    require(type(records) is list and len(records) == count, f"not an array of {count} records")
+    require(all(type(record) is dict for record in records), "a record that is no map")
+    return refuse_timestamp(records)
+
+
+def read_dictionary(columns: dict[str, np.ndarray]) -> zstandard.ZstdCompressionDict | None:
+    """R-37: what all frames share, if anything."""
+    if "text/dictionary" not in columns:
+        return None
+    dictionary = zstandard.ZstdCompressionDict(zstd(columns["text/dictionary"].tobytes(), 4 * MIB))
+    zstandard.ZstdDecompressor(dict_data=dictionary).decompress(EMPTY)  # refuses a damaged one
+    return dictionary
+
+
 def read(path: str | Path) -> dict[str, Any]:
-    """Everything in the file: `images` (dropped patches 0), `mask`, `root` and `columns`."""
+    """Everything in the file: `root`, `columns`, and `records` or `images` (dropped patches 0) and `mask`."""
     with refusing(path):
         members = open_archive(path)
         dqz = read_root(members)
-        count, group, side = dqz["samples"], dqz["checksum_group"], dqz["patch"]
-        height, width, channels = (dqz["image"][key] for key in ("height", "width", "channels"))
-        across, patches = width // side, (height // side) * (width // side)
+        transform, patches = dqz["transform"], 0
+        text = transform["name"] == "text"
+        if not text:
+            patches = (dqz["image"]["height"] // dqz["patch"]) * (dqz["image"]["width"] // dqz["patch"])
+        frames = -(-dqz["samples"] // (transform["frame"] if text else 1))
         require("payload/c/0" in members, "no payload")
         payload = members["payload/c/0"][1]
         packed = array_meta(members, "payload", (len(payload),), "uint8")[2]
-        require(not packed and count <= len(payload), "a packed payload, or more samples than bytes")  # R-16
-        columns = read_columns(members, dqz, patches)
-        mask = np.ones((count, patches), bool)
-        if "mask" in columns:  # R-12
-            mask = np.unpackbits(columns["mask"], axis=1, bitorder="little").astype(bool)
-            require(not mask[:, patches:].any(), "a bit after the last patch is set in the mask")
-            mask = mask[:, :patches]
-        require(bool(mask.any(axis=1).all()), "a sample keeps no patch")
+        require(not packed and frames <= len(payload), "a packed payload, or more frames than bytes")  # R-16
+        columns = read_columns(members, dqz, frames, patches)
         ends = [0, *np.cumsum(columns["length"], dtype=np.uint64).tolist()]
         require(ends[-1] == len(payload), "the lengths do not add up to the payload")  # R-11
+        group = dqz["checksum_group"]
         for j, checksum in enumerate(columns["checksum"].tolist()):  # R-13
-            first, last = j * group, min((j + 1) * group, count)
+            first, last = j * group, min((j + 1) * group, frames)
+            require(last - first == 1 or ends[last] - ends[first] <= MIB, "a checksum over more than 1 MiB")
             found = zlib.crc32(payload[ends[first] : ends[last]])
-            require(found == checksum, f"samples {first} to {last - 1}: wrong checksum")
-        tables = Tables(dqz, columns) if dqz["transform"]["name"] == "dct" else None
-        fits = not tables or "mask" not in columns or side % dqz["transform"]["unit"] == 0  # R-24
-        require(fits, "units that do not divide the patch")
-        images = np.zeros((count, channels, height // side, side, across, side), np.uint8)
-        for n in range(count):
-            kept = np.flatnonzero(mask[n])
-            bits, scale = int(columns["bits"][n]), int(columns["scale"][n])
-            data = payload[ends[n] : ends[n + 1]]
-            with refusing(f"sample {n}"):
-                if tables:
-                    turn = tables.rotation[columns["colour"][n]] if channels == 3 else ()
-                    value = decode_dct(data, dqz, tables, mask[n], scale, turn)
-                else:
-                    value = decode(data, bits, scale, (channels, len(kept), side, side))
-            images[n][:, kept // across, :, kept % across] = value.transpose(1, 0, 2, 3)  # R-21
-        images = images.reshape(count, channels, height, width)
-        return {"images": images, "mask": mask, "root": dqz, "columns": columns}
+            require(found == checksum, f"frames {first} to {last - 1}: wrong checksum")
+        data = [payload[begin:end] for begin, end in itertools.pairwise(ends)]
+        content = read_records(data, dqz, columns) if text else read_images(data, dqz, columns, patches)
+        return {**content, "root": dqz, "columns": columns}
+
+
+def read_records(data: list[memoryview], dqz: dict, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Section 12: the records of all frames."""
+    dictionary, size, records = read_dictionary(columns), dqz["transform"]["frame"], []
+    for n, frame in enumerate(data):
+        with refusing(f"frame {n}, samples from {n * size}"):
+            records += decode_records(frame, min(size, dqz["samples"] - n * size), dictionary)
+    return {"records": records}
+
+
+def read_images(
+    data: list[memoryview], dqz: dict, columns: dict[str, np.ndarray], patches: int
+) -> dict[str, np.ndarray]:
+    """Sections 5 to 7: the images, and the kept patches of each."""
+    count, side = len(data), dqz["patch"]
+    height, width, channels = (dqz["image"][key] for key in ("height", "width", "channels"))
+    across = width // side
+    mask = np.ones((count, patches), bool)
+    if "mask" in columns:  # R-12
+        mask = np.unpackbits(columns["mask"], axis=1, bitorder="little").astype(bool)
+        require(not mask[:, patches:].any(), "a bit after the last patch is set in the mask")
+        mask = mask[:, :patches]
+    require(bool(mask.any(axis=1).all()), "a sample keeps no patch")
+    tables = Tables(dqz, columns) if dqz["transform"]["name"] == "dct" else None
+    fits = not tables or "mask" not in columns or side % dqz["transform"]["unit"] == 0  # R-24
+    require(fits, "units that do not divide the patch")
+    images = np.zeros((count, channels, height // side, side, across, side), np.uint8)
+    for n in range(count):
+        kept = np.flatnonzero(mask[n])
+        bits, scale = int(columns["bits"][n]), int(columns["scale"][n])
+        with refusing(f"sample {n}"):
+            if tables:
+                turn = tables.rotation[columns["colour"][n]] if channels == 3 else ()
+                value = decode_dct(data[n], dqz, tables, mask[n], scale, turn)
+            else:
+                value = decode(data[n], bits, scale, (channels, len(kept), side, side))
+        images[n][:, kept // across, :, kept % across] = value.transpose(1, 0, 2, 3)  # R-21
+    return {"images": images.reshape(count, channels, height, width), "mask": mask}
 
 
 def fingerprint(path: str | Path) -> str:
