@@ -12,7 +12,8 @@ from conftest import GOLDEN, assert_same
 import dqcodec
 from dqcodec.inspection import verify
 
-FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/file.dqz"))
+FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/expected.npz"))  # of images
+TEXTS = sorted(path.parent for path in GOLDEN.glob("*/expected.txt"))
 TESTS = Path(__file__).parent
 SPEC = TESTS.parent / "spec" / "dqz-1.md"
 
@@ -25,6 +26,8 @@ def test_they_are_all_there_and_unchanged():
     for name, digest in stated.items():
         assert hashlib.sha256((GOLDEN / name).read_bytes()).hexdigest() == digest, name
     assert {folder.name for folder in FOLDERS} >= {"pixel-rgb", "pixel-grey", "pixel-large"}
+    assert {folder.name for folder in TEXTS} >= {"text"}
+    assert {path.parent for path in GOLDEN.glob("*/file.dqz")} == {*FOLDERS, *TEXTS}
 
 
 @pytest.mark.spec("R-15", "R-18", "R-19", "R-21", "R-22")
@@ -48,6 +51,28 @@ def test_the_reader_from_the_spec_decodes_them(folder):
     assert spec_reader.fingerprint(folder / "file.dqz") == found["root"]["fingerprint"]
 
 
+@pytest.mark.spec("R-36", "R-37", "R-38", "R-39")
+@pytest.mark.parametrize("folder", TEXTS, ids=lambda folder: folder.name)
+def test_the_package_decodes_records(folder):
+    expected = (folder / "expected.txt").read_text().splitlines()
+    with dqcodec.open(folder / "file.dqz") as file:
+        assert [ascii(record) for record in file.records(range(len(file)))] == expected
+        assert [ascii(file[k]) for k in range(len(file))] == expected
+    assert verify(folder / "file.dqz").ok
+
+
+@pytest.mark.spec("R-23", "R-36", "R-37", "R-38", "R-39")
+@pytest.mark.parametrize("folder", TEXTS, ids=lambda folder: folder.name)
+def test_the_reader_from_the_spec_decodes_records(folder):
+    found = spec_reader.read(folder / "file.dqz")
+    assert [ascii(record) for record in found["records"]] == (folder / "expected.txt").read_text().splitlines()
+    assert spec_reader.fingerprint(folder / "file.dqz") == found["root"]["fingerprint"]
+    with dqcodec.open(folder / "file.dqz") as file:
+        assert found["columns"].keys() == file.reader.columns.keys()
+        for name, column in file.reader.columns.items():
+            np.testing.assert_array_equal(found["columns"][name], column)
+
+
 @pytest.mark.spec("R-23")
 def test_the_reader_from_the_spec_decodes_an_encoded_folder(encoded):
     found = spec_reader.read(encoded)
@@ -59,18 +84,25 @@ def test_the_reader_from_the_spec_decodes_an_encoded_folder(encoded):
     assert spec_reader.fingerprint(encoded) == found["root"]["fingerprint"]
 
 
-def test_both_readers_refuse_the_same_damage(tmp_path):
+def everything(path):
+    """All samples, as the package reads them."""
+    with dqcodec.open(path) as file:
+        return file.images(range(len(file))) if isinstance(file, dqcodec.DQZFile) else list(file)
+
+
+@pytest.mark.parametrize("name", ["pixel-grey", "text"])
+def test_both_readers_refuse_the_same_damage(tmp_path, name):
     """One flipped bit in every 13th byte: what one refuses to open, the other does too."""
-    data = (GOLDEN / "pixel-grey" / "file.dqz").read_bytes()
+    data = (GOLDEN / name / "file.dqz").read_bytes()
     path = tmp_path / "x.dqz"
     for place in range(0, len(data), 13):
         damaged = bytearray(data)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
         outcomes = []
-        for read in (lambda: spec_reader.read(path), lambda: dqcodec.open(path).images(range(15))):
+        for read in (spec_reader.read, everything):
             try:
-                read()
+                read(path)
                 outcomes.append("read")
             except (spec_reader.SpecError, dqcodec.FormatError):
                 outcomes.append("refused")

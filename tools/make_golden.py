@@ -1,24 +1,31 @@
-"""Write the golden files under tests/golden/: files of the released format, and the images that they decode to.
+"""Write the golden files under tests/golden/: files of the released format, and what they decode to.
 
     python tools/make_golden.py          writes what is missing; refuses to change what is there
 
-A golden file stays for ever: a new feature gets a new folder. Every folder holds file.dqz and expected.npz with
-`images` (uint8 (N, C, H, W), dropped patches 0) and `mask` (bool (N, P)); SHA256SUMS covers all of them.
+A golden file stays for ever: a new feature gets a new folder. Every folder holds file.dqz. Beside images is
+expected.npz with `images` (uint8 (N, C, H, W), dropped patches 0) and `mask` (bool (N, P)); beside records
+expected.txt, which has them as Python's `ascii` writes them, one a line. SHA256SUMS covers all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import zstandard
 
-from dqcodec import DQZFile
+import dqcodec
 from dqcodec.codec import pixel, quantize
-from dqcodec.container.spec import Array, Header, pack_mask
+from dqcodec.codec import text as text_codec
+from dqcodec.container.spec import DICTIONARY, Array, Header, pack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.patches import keep_mask, to_patches
+from dqcodec.records import RecordFile
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 
@@ -90,11 +97,76 @@ def write(
         writer.finish(Header(0, height, width, channels, patch, 1, tuple(classes)), columns)
 
 
+def question(number: int) -> dict[str, Any]:
+    """A plain record of a training set."""
+    answer = f"{number} times {number % 7} is {number * (number % 7)}."
+    return {"instruction": f"What is {number} times {number % 7}?", "input": "", "output": answer, "score": number / 8}
+
+
+def text(path: Path) -> None:
+    """Twenty-two records in frames of four, the last of two, with a dictionary, two classes and bins: every type of
+    value, and pairs of values that a careless reader makes equal."""
+    zone = timezone(timedelta(hours=1))
+    deep: Any = "the bottom"
+    for level in range(text_codec.MAX_DEPTH - 1):
+        deep = [deep] if level % 2 else {"inner": deep}
+    records = [
+        *map(question, range(8)),
+        {"a": 1, "b": 1.0, "c": True, "d": 0, "e": 0.0, "f": -0.0, "g": False, "h": None},
+        {"b": [1, 2.5, [], {}, [None, {"x": ["y", {"z": -1}]}]], "a": {"second": 2, "first": 1}},
+        {"64 bits": [-(2**63), 2**63 - 1, 2**63, 2**64 - 1], "beyond": [-(2**63) - 1, 2**64, -(10**40), 7**500]},
+        {"low": "\ud83d", "high": "\udca9!", "pair": "\U0001f4a9", "apart": "\udca9\ud83d", "\udfff": "as a key"},
+        {"floats": [0.1, 5e-324, 1.7976931348623157e308, -1e16, float("inf"), float("-inf"), float("nan")]},
+        {"bytes": b"\x00\xff text", "none": b"", "text": "\x00 text"},
+        {"local": datetime(2026, 11, 25, 12), "zone": datetime(2026, 11, 25, 12, 0, 0, 250000, zone)},
+        {"first": date(1, 1, 1), "leap": date(2024, 2, 29), "last": datetime(9999, 12, 31, 23, 59, 59, 999999)},
+        {"decimals": [Decimal("-12.50"), Decimal("-12.5"), Decimal("1E+6"), Decimal("1000000"), Decimal("0E-9")]},
+        {"": "", "empty": ["", [], {}]},
+        {},
+        {"deep": deep},
+        {"long": "dictionary and frame " * 200, "größe": "☃ " * 40},
+        {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Twenty-two."}]},
+    ]
+    frame, n = 4, len(records)
+    dictionary = zstandard.train_dictionary(512, [text_codec.pack(question(k)) for k in range(1000)]).as_bytes()
+    coder = text_codec.Coder(dictionary)
+    labels, bins = np.arange(n) * 2 // n, np.arange(n) % 3
+    taken = np.stack([np.bincount(bins[labels == c], minlength=3) for c in range(2)])
+    columns: dict[str, Array] = {
+        "label": labels,
+        "bin": bins,
+        "source_index": np.arange(n) * 70,
+        "bins/taken": taken,
+        "bins/size": taken * 70,
+        DICTIONARY: np.frombuffer(text_codec.stored_dictionary(dictionary), np.uint8),
+    }
+    with Writer(path) as writer:
+        for start in range(0, n, frame):
+            packed = [text_codec.pack(record) for record in records[start : start + frame]]
+            writer.append(coder.compress(text_codec.join(packed)))
+        classes = ("plain", "größe")
+        header = Header(0, 0, 0, 0, 1, 1, classes, "text", ("text",), parameters={"frame": frame})
+        writer.finish(header, columns)
+
+
+def expect(path: Path) -> None:
+    """Beside the file, what it decodes to."""
+    with dqcodec.open(path) as file:
+        everything = range(len(file))
+        if isinstance(file, RecordFile):
+            lines = [ascii(record) + "\n" for record in file.records(everything)]
+            path.with_name("expected.txt").write_text("".join(lines))
+        else:
+            images = file.images(everything, fill="none")
+            np.savez_compressed(path.with_name("expected.npz"), images=images, mask=file.mask(everything))
+
+
 def main() -> None:
     wanted: dict[str, Callable[[Path], None]] = {
         "pixel-rgb": lambda path: write(path, 21, 24, 32, 3, 4, 0.25, ["cat", "größe", "snow dog"]),
         "pixel-grey": lambda path: write(path, 15, 10, 10, 1, 5, 0.0, ["one"]),
         "pixel-large": large,
+        "text": text,
     }
     for name, make in wanted.items():
         folder = GOLDEN / name
@@ -103,10 +175,7 @@ def main() -> None:
             continue
         folder.mkdir(parents=True)
         make(folder / "file.dqz")
-        with DQZFile(folder / "file.dqz") as file:
-            everything = range(len(file))
-            images = file.images(everything, fill="none")
-            np.savez_compressed(folder / "expected.npz", images=images, mask=file.mask(everything))
+        expect(folder / "file.dqz")
         print(f"wrote {folder}")
     files = sorted(path for path in GOLDEN.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
     sums = [

@@ -361,7 +361,7 @@ def read_directory(file: Storage) -> dict[str, Member]:
     Stricter than ZIP: no archive comment, at most MAX_MEMBERS, all stored, no name twice, local headers equal to the
     directory, and the members tile the file from its first byte to the directory: nothing overlaps, nothing hides.
     """
-    directory, count = _find_directory(file)
+    directory, length, count = _find_directory(file)
     try:
         infos = zipfile.ZipFile(storage.Stream(file)).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
@@ -392,6 +392,10 @@ def read_directory(file: Storage) -> dict[str, Member]:
         members[name] = Member(start, info.file_size, info.CRC)
     if position != directory:
         raise FormatError("there are bytes between the last member and the directory")
+    if infos:  # zipfile reads the last entry short where the lengths that it states reach beyond the directory
+        lengths = (len(infos[-1].filename), len(infos[-1].extra), 0)
+        if struct.unpack("<3H", file.read(directory + length - sum(lengths) - 18, 6)) != lengths:
+            raise FormatError("the last entry of the directory reaches beyond its end")
     return members
 
 
@@ -407,8 +411,8 @@ def _around_payload(infos: list[zipfile.ZipInfo], directory: int) -> list[storag
     return [(0, start + min(_LOCAL_HEADER, end - start)), (end, directory - end)]
 
 
-def _find_directory(file: Storage) -> tuple[int, int]:
-    """Where the central directory starts and how many members it has, after checking both against the limits."""
+def _find_directory(file: Storage) -> tuple[int, int, int]:
+    """Where the central directory starts, its length and its number of members, after checks against the limits."""
     size = file.size
     if size < 22:
         raise TruncatedError(f"{size} bytes are too few for a .dqz file; it may be cut off")
@@ -435,7 +439,7 @@ def _find_directory(file: Storage) -> tuple[int, int]:
         raise FormatError(f"a directory of {count} members and {length} bytes; allowed: {spec.MAX_MEMBERS} members")
     if start + length + tail_size != size:
         raise FormatError(f"the directory states bytes {start} to {start + length}, the file has {size}")
-    return int(start), int(count)
+    return int(start), int(length), int(count)
 
 
 def _check_local(file: Storage, info: zipfile.ZipInfo, position: int, directory: int) -> int:

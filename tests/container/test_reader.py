@@ -275,6 +275,16 @@ def test_a_hole_and_a_prefix(tmp_path):
 
 
 @pytest.mark.spec("R-2")
+@pytest.mark.parametrize("place", [29, 31, 33])
+def test_the_last_entry_is_longer_than_the_directory(golden_copy, place):
+    """zipfile takes the lengths of name, extra field and comment on trust, and stops where the directory ends."""
+    data = bytearray(golden_copy.read_bytes())
+    data[data.rindex(b"PK\1\2") + place] = 4
+    golden_copy.write_bytes(data)
+    refused(golden_copy, "the last entry of the directory reaches beyond its end")
+
+
+@pytest.mark.spec("R-2")
 @pytest.mark.parametrize("count", [1, 4000])
 def test_a_wrong_count_of_members(tmp_path, count):
     path = tmp_path / "x.dqz"

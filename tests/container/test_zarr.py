@@ -14,7 +14,7 @@ FILES = sorted(GOLDEN.glob("*/file.dqz"))
 def columns(path):
     """Every array that the file has, the payload too, as the package reads it."""
     with dqcodec.open(path) as file:
-        payload = b"".join(file.reader.read(range(len(file))))
+        payload = b"".join(file.reader.read(range(0, len(file), file.reader.header.frame)))
         return {**file.reader.columns, "payload": np.frombuffer(payload, np.uint8)}
 
 
