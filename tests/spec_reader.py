@@ -32,6 +32,8 @@ DEFAULT_1 = {  # R-26: SHA-256 by unit
 }
 CLASSES = {4: 16, 8: 64, 16: 62}  # section 7.2: position classes
 BIN_LIMITS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 21, 30)  # section 7.4
+DATE = r"\d{4}-\d\d-\d\d"
+TIME = r"T\d\d:\d\d:\d\d(\.\d{1,6})?([+-]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?"
 EMPTY = bytes.fromhex("28b52ffd2000010000")  # a Zstandard frame of no bytes
 MAGIC = zstandard.FRAME_HEADER  # R-38: left out of the frames of records
 IMAGES_ONLY = ("bits", "scale", "mask", "distance", "colour", "mae/weights")  # R-36: and tables/...
@@ -599,13 +601,11 @@ def extension(kind: int, data: bytes) -> int | date | Decimal:
     """R-39: a value of the extension types."""
     text = data.decode("ascii")
     if kind == 1:
-        require(re.fullmatch("-?[1-9][0-9]*", text) is not None, f"not an integer: {text!r:.40}")
-        return int(Decimal(text))  # int() alone refuses many digits
-    if kind == 2:
-        require("T" in text, f"not a date and time: {text!r:.40}")
-        return datetime.fromisoformat(text)
-    if kind == 3:
-        return date.fromisoformat(text)
+        require(re.fullmatch("-?[1-9][0-9]{0,4299}", text) is not None, f"not an integer: {text!r:.40}")
+        return int(text)
+    if kind in (2, 3):
+        require(re.fullmatch(DATE + TIME * (kind == 2), text) is not None, f"not a date (and time): {text!r:.40}")
+        return (datetime if kind == 2 else date).fromisoformat(text)
     require(kind == 4, f"the extension type {kind}")
     fits = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(E[+-]?[0-9]+)?", text)
     require(fits is not None, f"not a decimal number: {text!r:.40}")

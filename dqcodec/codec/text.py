@@ -8,6 +8,7 @@ Needs msgpack and zstandard: `pip install 'dqcodec[text]'`.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -38,15 +39,19 @@ TRIED = 2000  # records that they are tried on
 LEARNED = 64 << 20  # bytes that a dictionary is trained on
 FRAME_BYTES = 2048  # of msgpack in a frame, about: larger frames save little more and decode more slowly
 
+_DAY, _TIME, _PART = rb"\d{4}-\d\d-\d\d", rb"\d\d:\d\d", rb"(\.\d{1,6})?"  # more digits would be lost
+_OFFSET = rb"([+-]" + _TIME + rb"(:\d\d" + _PART + rb")?)?"
+
 # What msgpack has no type for, as the text in an extension type.
-_EXTENSIONS: tuple[tuple[int, type, Callable[[str], Any], Callable[[Any], str]], ...] = (
-    (1, int, int, str),  # beyond 64 bits
-    (2, datetime, datetime.fromisoformat, datetime.isoformat),
-    (3, date, date.fromisoformat, date.isoformat),
-    (4, Decimal, Decimal, str),
+_EXTENSIONS: tuple[tuple[int, type, bytes, Callable[[str], Any], Callable[[Any], str]], ...] = (
+    (1, int, rb"-?[1-9]\d*", int, str),  # beyond 64 bits
+    (2, datetime, _DAY + b"T" + _TIME + rb":\d\d" + _PART + _OFFSET, datetime.fromisoformat, datetime.isoformat),
+    (3, date, _DAY, date.fromisoformat, date.isoformat),
+    (4, Decimal, rb"-?\d+(\.\d+)?(E[+-]?\d+)?", Decimal, str),
 )
-_WRITE = {kind: (code, write) for code, kind, _, write in _EXTENSIONS}
-_READ = {code: read for code, _, read, _ in _EXTENSIONS}
+_WRITE = {kind: (code, re.compile(form), write) for code, kind, form, _, write in _EXTENSIONS}
+_READ = {code: (re.compile(form), read) for code, _, form, read, _ in _EXTENSIONS}
+_EMPTY = bytes.fromhex("28b52ffd2000010000")  # a zstd frame of no bytes
 
 
 def pack(record: Record) -> bytes:
@@ -123,6 +128,10 @@ def read_dictionary(stored: bytes) -> bytes:
     data = _decompress(zstandard.ZstdDecompressor(), stored, zstandard.FORMAT_ZSTD1, MAX_DICTIONARY)
     if not data:
         raise FormatError("it is empty")
+    try:
+        zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(data)).decompress(_EMPTY)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"zstd: {error}") from None
     return data
 
 
@@ -176,9 +185,13 @@ def _dictionary(samples: Sequence[bytes], size: int) -> bytes:
 def _decompress(decompressor: Any, frame: bytes, form: int, limit: int) -> bytes:
     """One frame that states its size, and nothing after it."""
     try:
-        size = zstandard.get_frame_parameters(frame, format=form).content_size
-        if size > limit:
-            raise FormatError(f"zstd: the frame states {size:,} bytes; allowed: {limit:,}")
+        stated = zstandard.get_frame_parameters(frame, format=form)
+        if stated.content_size == zstandard.CONTENTSIZE_UNKNOWN:
+            raise FormatError("zstd: the frame does not state its size")
+        if stated.content_size > limit:
+            raise FormatError(f"zstd: the frame states {stated.content_size:,} bytes; allowed: {limit:,}")
+        if stated.dict_id:
+            raise FormatError(f"zstd: the frame names the dictionary {stated.dict_id}; allowed: none")
         data: bytes = decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"zstd: {error}") from None
@@ -189,14 +202,20 @@ def _extension(value: Any) -> Any:
     """What msgpack calls for what it has no type for."""
     if type(value) not in _WRITE:
         raise ValueError(f"a value of type {type(value).__name__}; allowed: what JSON has, bytes, dates and decimals")
-    code, write = _WRITE[type(value)]
-    return msgpack.ExtType(code, write(value).encode())
+    code, form, write = _WRITE[type(value)]
+    data = write(value).encode()
+    if not form.fullmatch(data):
+        raise ValueError(f"the {type(value).__name__} {value}, which is no number")
+    return msgpack.ExtType(code, data)
 
 
 def _value(code: int, data: bytes) -> Any:
     if code not in _READ:
         raise ValueError(f"extension type {code}")
-    return _READ[code](data.decode())
+    form, read = _READ[code]
+    if not form.fullmatch(data):
+        raise ValueError(f"extension type {code} with {data[:40]!r}")
+    return read(data.decode())
 
 
 def _check(value: Any, depth: int) -> None:

@@ -207,8 +207,9 @@ class Reader(Samples):
         bad = np.flatnonzero((column < low) if high is None else (column < low) | (column >= high))
         if bad.size:
             allowed = f"at least {low}" if high is None else f"{low} to {high - 1}"
+            sample = int(bad[0]) * (self.header.frame if name == "length" else 1)
             raise FormatError(
-                f"{name}: sample {bad[0]} has {column[bad[0]]}; allowed: {allowed}", member=name, sample=int(bad[0])
+                f"{name}: sample {sample} has {column[bad[0]]}; allowed: {allowed}", member=name, sample=sample
             )
 
     def _has(self, name: str) -> bool:
