@@ -12,6 +12,8 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from dqcodec.work import Work
 
 Array = npt.NDArray[Any]
 
+NO_TEXT = "no text in the fields that records are compared by"
 STEP = 1000  # records between two reports of progress
 
 
@@ -167,7 +170,7 @@ def look(source: Records, options: TextOptions, run: Run) -> Usable:
             try:
                 packed = text.pack(entry.record)
                 if as_text(entry.record) is None:
-                    reason = "no text in the fields that records are compared by"
+                    reason = NO_TEXT
                 if options.label is not None:
                     label = _label(entry.record, options.label)
             except ValueError as error:
@@ -181,9 +184,15 @@ def look(source: Records, options: TextOptions, run: Run) -> Usable:
         if place % STEP == 0:
             run.progress("read", place + 1, place + 1)
     if not places:
-        why = f"the first: {run.skipped[0][0]}: {run.skipped[0][1]}" if run.skipped else "it is empty"
-        advice = f"; --text '{{field}} {{field}}' says which to compare, of {', '.join(fields)}" if fields else ""
-        raise SourceError(f"{source.path}: no usable record; {why}{advice}", path=source.path)
+        name, why = run.skipped[0] if run.skipped else ("", "it is empty")
+        first = f"the first: {name}: " if name else ""
+        if why == NO_TEXT:
+            why += f"; --text '{{field}} {{field}}' says which, of {', '.join(fields)}"
+        elif fields:
+            why += f"; its fields are {', '.join(fields)}"
+        elif name.startswith("line"):
+            why += "; expected an array of records, or a record on each line"
+        raise SourceError(f"{source.path}: no usable record; {first}{why}", path=source.path)
     if len(seen) < len(places):
         run.notes.append(f"{len(places) - len(seen):,} records are exact copies of others; they count like all others")
     classes, numbers = np.unique(np.array(labels, object), return_inverse=True)
@@ -299,9 +308,9 @@ def write(
 def _label(record: text.Record, field: str) -> str:
     """The class of a record; ValueError where it has none."""
     value = record.get(field)
-    name = value if isinstance(value, str) else json.dumps(value)
-    if field not in record or value is None or isinstance(value, dict | list):
+    if not isinstance(value, str | int | float | date | Decimal):
         raise ValueError(f"no label: {field} is {'missing' if field not in record else str(value)[:40]}")
+    name = json.dumps(value) if isinstance(value, int | float) else str(value)
     if not plain_name(name):
         raise ValueError(f"its label {name[:80]!r} cannot be a class name: 1 to 255 bytes without / \\ and controls")
     return name

@@ -6,10 +6,12 @@ Nothing is lost in silence: what is no usable record comes with its place and th
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import re
 import string
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -182,6 +184,10 @@ class _Json:
             value, end = self._decoder.raw_decode(text, start)
         except RecursionError:
             raise ValueError("nested too deep") from None
+        except ValueError as error:
+            if isinstance(error, json.JSONDecodeError):
+                raise
+            raise ValueError(f"an integer of more than {sys.get_int_max_str_digits():,} digits") from None
         if not isinstance(value, dict):
             self._problem = f"{_KINDS[type(value)]}; expected an object with fields"
         return Entry(name, None if self._problem else value, self._problem), end
@@ -270,14 +276,24 @@ def _rows(path: Path) -> Iterator[Entry]:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) != len(names):
-                raise SourceError(f"{path}: two columns have the same name", path=path)
-            number = 0
+                raise ValueError("two columns have the same name")
+            schema, number = _without_nanoseconds(file.schema_arrow), 0
             for batch in file.iter_batches(1024):
-                for row in batch.to_pylist(maps_as_pydicts="strict"):
+                for row in pyarrow.Table.from_batches([batch]).cast(schema).to_pylist(maps_as_pydicts="strict"):
                     yield Entry(f"row {number}", row)
                     number += 1
-    except (pyarrow.ArrowException, KeyError, ValueError) as error:
+    except (pyarrow.ArrowException, KeyError, ValueError, OverflowError) as error:
         raise SourceError(f"{path}: {str(error).splitlines()[0]}", path=path) from None
+
+
+def _without_nanoseconds(schema: Any) -> Any:
+    """Python's datetime has microseconds: those of timestamps that need more are an error of the cast."""
+    import pyarrow
+
+    for number, field in enumerate(schema):
+        if pyarrow.types.is_timestamp(field.type) and field.type.unit == "ns":
+            schema = schema.set(number, field.with_type(pyarrow.timestamp("us", field.type.tz)))
+    return schema
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -285,13 +301,39 @@ def _open(path: Path) -> IO[bytes]:
     if name.endswith(".gz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if name.endswith(".zst"):
-        import io
+        return io.BufferedReader(_Zstd(path))
+    return open(path, "rb")
 
+
+class _Zstd(io.RawIOBase):
+    """Frames of zstd as one file. zstandard's own reader takes a file that is cut off for one that ends there."""
+
+    def __init__(self, path: Path) -> None:
         import zstandard
 
-        raw = zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=1 << 27))
-        return io.BufferedReader(raw)
-    return open(path, "rb")
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
+        self._frame: Any = None  # that is not at its end
+        self._packed, self._plain = b"", io.BytesIO()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not (size := self._plain.readinto(buffer)):
+            self._packed = self._packed or self._file.read(1 << 12)  # few: they may become a lot
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the file is cut off")
+                return 0
+            frame = self._frame or self._decompressor.decompressobj()
+            self._plain = io.BytesIO(frame.decompress(self._packed))
+            self._packed, self._frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextmanager
@@ -300,7 +342,7 @@ def _opening(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise SourceError(f"{path}: {reason}", path=path) from error
     except Exception as error:
         if type(error).__name__ != "ZstdError":
