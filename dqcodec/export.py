@@ -41,6 +41,8 @@ def export(path: str | Path, target: str | Path, fill: str = "mae", progress: Pr
     with open_dqz(path) as file:
         if isinstance(file, DQZFile):
             return _export_images(file, Path(target), fill, progress)
+        if fill != "mae":
+            raise OptionError(f"fill: {file.path} holds records of text; it is for images")
         return _export_records(file, Path(target), progress)
 
 
@@ -75,14 +77,14 @@ def _export_records(file: RecordFile, target: Path, progress: Progress | None) -
     kind = ending(target)
     if not kind:
         raise OptionError(f"target: {target.name!r}; allowed for records: names that end in {', '.join(ENDINGS)}")
+    if target.exists():
+        raise OutputError(f"{target} exists; choose another name", path=target)
     check_place(target, overwrite=False)
     temporary = hidden(target)
     try:
         with writing(target):
             if kind == ".parquet":
-                import pyarrow.parquet
-
-                pyarrow.parquet.write_table(file.to_arrow(), temporary)
+                _write_parquet(file, temporary)
             else:
                 before, between, after = ("[\n", ",\n", "\n]\n") if kind == ".json" else ("", "\n", "\n")
                 with _open_packed(temporary, target.suffix) as out:
@@ -97,6 +99,17 @@ def _export_records(file: RecordFile, target: Path, progress: Progress | None) -
     finally:
         temporary.unlink(missing_ok=True)
     return len(file)
+
+
+def _write_parquet(file: RecordFile, path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = file.to_arrow()
+    try:
+        pyarrow.parquet.write_table(table, path)
+    except pyarrow.ArrowNotImplementedError as error:  # a field with nothing but {}, for one
+        raise OptionError(f"target: the records do not fit Parquet: {error}; JSON lines hold them") from None
 
 
 def _json(record: dict[str, Any], index: int) -> bytes:

@@ -189,11 +189,13 @@ class TextOptions:
         """Raise OptionError where a value is outside its range."""
         check_sampling(self.keep, self.method, self.seed, self.alpha)
         if self.bins is not None:
-            if not isinstance(self.bins, int):
+            if not isinstance(self.bins, int) or isinstance(self.bins, bool):
                 raise OptionError(f"bins: {self.bins!r}; expected a whole number or None")
             check_bins(self.bins)
         check_bin_sizes(self.bin_sizes)
         if self.text is not None:
+            if not isinstance(self.text, str):
+                raise OptionError(f"text: {self.text!r}; expected fields in braces, as in '{{prompt}} {{answer}}'")
             template_fields(self.text)
         if self.label is not None and not isinstance(self.label, str):
             raise OptionError(f"label: {self.label!r}; expected the name of a field")

@@ -76,6 +76,7 @@ class RecordFile(OpenFile):
         columns = {}
         for name in dict.fromkeys(name for record in records for name in record):
             try:
+                name.encode()
                 columns[name] = pyarrow.array([record.get(name) for record in records])
             except (pyarrow.ArrowException, ValueError, OverflowError) as error:
                 reason = str(error).splitlines()[0]

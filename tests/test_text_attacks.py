@@ -11,7 +11,9 @@ import pytest
 import zstandard
 
 import dqcodec
-from dqcodec.errors import SourceError
+from dqcodec.data.dataset import DQZDataset
+from dqcodec.errors import OptionError, OutputError, SourceError
+from dqcodec.export import export
 from dqcodec.options import TextOptions
 
 ALL = TextOptions(keep=1.0)
@@ -119,3 +121,46 @@ def test_columns_of_one_name(tmp_path):
     with pytest.raises(SourceError) as caught:
         encoded(tmp_path / "x.parquet")
     assert str(caught.value) == f"{tmp_path / 'x.parquet'}: two columns have the same name"
+
+
+# ---- options and exports
+
+
+@pytest.mark.parametrize(("name", "value"), [("bins", True), ("text", 5), ("text", b"{a}"), ("label", 5)])
+def test_options_of_another_type(tmp_path, name, value):
+    with pytest.raises(OptionError, match=f"{name}: "):
+        encoded(tmp_path / "x.jsonl", LINE, TextOptions(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        (b'{"text": "a", "v": {}}', "the records do not fit Parquet: .*; JSON lines hold them"),
+        (b'{"text": "a", "\\ud800": 1}', "the field '.ud800' does not make a column"),
+        (b'{"text": "\\ud800"}', "the field 'text' does not make a column"),
+        (b'{"text": "a", "v": 18446744073709551616}', "the field 'v' does not make a column"),
+        (b'{"text": "a", "v": [1, "b"]}', "the field 'v' does not make a column"),
+    ],
+)
+def test_records_that_make_no_table(tmp_path, record, match):
+    """They stay whole as JSON."""
+    _, records = encoded(tmp_path / "x.jsonl", record)
+    with pytest.raises(OptionError, match=match):
+        export(tmp_path / "out.dqz", tmp_path / "y.parquet")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.dqz", "x.jsonl"]
+    if b"{}" not in record:
+        with pytest.raises(OptionError, match=match):
+            DQZDataset(tmp_path / "out.dqz").to_hf()
+    export(tmp_path / "out.dqz", tmp_path / "y.jsonl")
+    assert encoded(tmp_path / "y.jsonl")[1] == records
+
+
+def test_an_export_to_what_is_there(tmp_path):
+    encoded(tmp_path / "x.jsonl", LINE)
+    for place in (tmp_path / "x.jsonl", tmp_path / "folder.json"):
+        (tmp_path / "folder.json").mkdir(exist_ok=True)
+        with pytest.raises(OutputError, match=r"exists; choose another name$"):
+            export(tmp_path / "out.dqz", place)
+    assert (tmp_path / "x.jsonl").read_bytes() == LINE
+    with pytest.raises(OptionError, match="fill: .*holds records of text"):
+        export(tmp_path / "out.dqz", tmp_path / "y.jsonl", fill="mean")
