@@ -607,7 +607,7 @@ def extension(kind: int, data: bytes) -> int | date | Decimal:
         require(re.fullmatch(DATE + TIME * (kind == 2), text) is not None, f"not a date (and time): {text!r:.40}")
         return (datetime if kind == 2 else date).fromisoformat(text)
     require(kind == 4, f"the extension type {kind}")
-    fits = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(E[+-]?[0-9]+)?", text)
+    fits = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(E[+-]?[0-9]{1,9})?", text)
     require(fits is not None, f"not a decimal number: {text!r:.40}")
     return Decimal(text)
 

@@ -47,7 +47,7 @@ _EXTENSIONS: tuple[tuple[int, type, bytes, Callable[[str], Any], Callable[[Any],
     (1, int, rb"-?[1-9]\d*", int, str),  # beyond 64 bits
     (2, datetime, _DAY + b"T" + _TIME + rb":\d\d" + _PART + _OFFSET, datetime.fromisoformat, datetime.isoformat),
     (3, date, _DAY, date.fromisoformat, date.isoformat),
-    (4, Decimal, rb"-?\d+(\.\d+)?(E[+-]?\d+)?", Decimal, str),
+    (4, Decimal, rb"-?\d+(\.\d+)?(E[+-]?\d{1,9})?", Decimal, str),
 )
 _WRITE = {kind: (code, re.compile(form), write) for code, kind, form, _, write in _EXTENSIONS}
 _READ = {code: (re.compile(form), read) for code, _, form, read, _ in _EXTENSIONS}
