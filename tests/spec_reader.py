@@ -612,12 +612,6 @@ def extension(kind: int, data: bytes) -> int | date | Decimal:
     return Decimal(text)
 
 
-def pairs(items: list[tuple[Any, Any]]) -> dict:
-    """R-39: a map, its keys strings, no key twice."""
-    require(all(type(key) is str for key, _ in items), "a key that is no string")
-    return unique(items)
-
-
 def refuse_timestamp(value: Any) -> Any:
     """R-39: the value, which msgpack makes of its own extension type -1, of which the table does not know."""
     require(type(value) is not msgpack.Timestamp, "the extension type -1")
@@ -629,10 +623,11 @@ def refuse_timestamp(value: Any) -> Any:
 def decode_records(data: memoryview, count: int, dictionary: zstandard.ZstdCompressionDict | None) -> list[dict]:
     """R-38, R-39: the records of one frame."""
     content = zstd(MAGIC + data, 64 * MIB, dictionary)
-    rules = {"object_pairs_hook": pairs, "ext_hook": extension, "unicode_errors": "surrogatepass"}
-    records = msgpack.unpackb(content, strict_map_key=False, **rules)
+    records = msgpack.unpackb(content, ext_hook=extension, unicode_errors="surrogatepass", strict_map_key=True)
     require(type(records) is list and len(records) == count, f"not an array of {count} records")
-    require(all(type(record) is dict for record in records), "a record that is no map")
+    for record in records:
+        fits = type(record) is dict and all(type(key) is str for key in record)
+        require(fits, "a record that is no map with strings as keys")
     return refuse_timestamp(records)
 
 
