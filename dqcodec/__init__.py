@@ -27,7 +27,7 @@ from dqcodec.errors import (
     TruncatedError,
     UnsupportedFeatureError,
 )
-from dqcodec.options import EncodeOptions, TextOptions
+from dqcodec.options import PRESETS, EncodeOptions, TextOptions
 from dqcodec.selection import Selection, select
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dqcodec.records import RecordFile
 
 __all__ = [
+    "PRESETS",
     "ChecksumError",
     "DQZDataset",
     "DQZError",

@@ -153,9 +153,10 @@ class EncodeOptions:
             raise OptionError(f"mae: {self.mae!r}; allowed: small, train, hf:OWNER/NAME, file:PATH")
 
 
+# By name. The papers' ones keep pixels: DQ drops patches and does not quantize, ADQ gives samples their own widths.
 PRESETS = {
     "balanced": EncodeOptions(),
-    "smallest": EncodeOptions(keep=0.25, drop=0.0, bits=2.5),
+    "smallest": EncodeOptions(keep=0.25, drop=0.0, transform="dct", bits=2.5),
     "paper-dq": EncodeOptions(method="dq", transform="pixel", bits=8),
     "paper-adq": EncodeOptions(method="adq", transform="pixel", bits="auto:6"),
 }

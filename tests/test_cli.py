@@ -207,3 +207,21 @@ def test_info_of_odd_informative_entries(golden_copy, rebuild, entries):
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert json.loads(run("info", path, "--json").stdout)["samples"] == 21
+
+
+def test_a_preset_gives_what_is_not_given(photo_folder, tmp_path):
+    done = run("encode", photo_folder, tmp_path / "a.dqz", "--preset", "smallest", "--method", "random", "--json")
+    options = json.loads(done.stdout)["options"]
+    assert {name: options[name] for name in ("keep", "drop", "transform", "bits", "method")} == {
+        "keep": 0.25, "drop": 0.0, "transform": "dct", "bits": "2.5", "method": "random"
+    }  # fmt: skip
+    done = run(
+        "encode", photo_folder, tmp_path / "b.dqz", "--preset", "smallest", "--keep", "1", "--bits", "3", "--json"
+    )
+    options = json.loads(done.stdout)["options"]
+    assert (options["keep"], options["bits"], options["transform"]) == (1.0, "3", "dct")
+
+
+@pytest.mark.parametrize("name", dqcodec.PRESETS)
+def test_presets_are_options_that_may_be_given(name):
+    dqcodec.PRESETS[name].check()
