@@ -296,7 +296,9 @@ def check_index(index: Any, length: int) -> int:
     if isinstance(index, bool | np.bool_):
         raise TypeError("a sample index is an integer, not a bool; np.flatnonzero makes indices of a mask")
     if isinstance(index, slice | str | list | tuple):
-        raise TypeError(f"a sample index is an integer, not a {type(index).__name__}; images([...]) takes several")
+        raise TypeError(
+            f"a sample index is an integer, not a {type(index).__name__}; images([...]) or records([...]) take several"
+        )
     index = int(operator.index(index))
     if not -length <= index < length:
         raise IndexError(f"sample {index} of {length}; allowed: {-length} to {length - 1}")

@@ -324,6 +324,12 @@ def test_a_source_that_changes_is_noticed(tmp_path):
         list(records)
 
 
+def test_encode_says_who_takes_records(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", alpaca(3))
+    with pytest.raises(SourceError, match="encode_text takes files of records"):
+        dqcodec.encode(path, tmp_path / "out.dqz")
+
+
 def test_the_source_is_not_overwritten(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", alpaca(10))
     before = path.read_bytes()

@@ -78,7 +78,7 @@ class DQZDataset(Dataset[Any]):
     """The samples of a .dqz as (image, target): a uint8 tensor (C, H, W) and an int, before the transforms.
 
     Of a file of text, a sample is the record: a dict with all its fields, before the transform. What concerns images
-    (device, fill, mae, target_transform) then means nothing, and may not be given.
+    only (fill, mae, target_transform) may not be given then, and `device` means nothing.
 
         path              the file, or its URL: https://, s3:// and what else fsspec knows
         transform         called with each image; target_transform with each target

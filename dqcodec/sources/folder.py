@@ -21,6 +21,7 @@ import numpy.typing as npt
 from dqcodec.container.spec import MAX_CLASSES, MAX_ROOT, plain_name
 from dqcodec.errors import SourceError
 from dqcodec.run import Progress
+from dqcodec.sources.records import ending
 
 MAX_FILE = 1 << 28  # bytes of one image file
 
@@ -68,8 +69,9 @@ def scan(root: str | Path, progress: Progress | None = None) -> Folder:
     root = Path(root)
     if not root.is_dir():
         kind = "is a file" if root.exists() else "does not exist"
+        advice = "; encode_text takes files of records" if ending(root) else ""
         raise SourceError(
-            f"{root} {kind}; expected a folder with one folder a class: {root}/<class>/<image>", path=root
+            f"{root} {kind}; expected a folder with one folder a class: {root}/<class>/<image>{advice}", path=root
         )
     folders, skipped = [], []
     try:
