@@ -119,10 +119,11 @@ def prepared(task: Task) -> tuple[TrainingSet, Source, int]:
     """The set, made where it is not there; the test images; how many images the source has."""
     seed = task.seed if task.case.uses_seed else 0
     path = task.work / "sets" / f"{task.case.name} seed {seed}.npz"
-    with locked(task.work / "lock"):
+    with locked(task.work / "locks" / "source"):
         folder = limited(task.train, task.limit, task.work / "source")
         source = load(folder, task.work / "source.npz")
         test = load(task.test, task.work / "test.npz")
+    with locked(task.work / "locks" / ("proxy" if task.case.needs_proxy else task.case.name)):
         if not path.exists():
             write(path, make(task.case, source, seed, task.work))
     return restore(path), test, len(source.images)

@@ -94,6 +94,12 @@ class Case:
         chooses = self.kind == "originals" or self.share < 1
         return chooses or self.kind == "masked" or self.drop > 0 or self.bits == "auto"
 
+    @property
+    def needs_proxy(self) -> bool:
+        """Whether the encoder trains a network, which is kept for the other sets that need it."""
+        encodes = self.kind in ("dqz", "selected")
+        return encodes and (self.method != "random" or self.drop > 0 or self.bits == "auto")
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -230,7 +236,7 @@ def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
             keep=case.share, drop=case.drop, transform=case.transform, bits=case.bits, method=case.method,
             target_size=case.budget * len(source.images), seed=seed,
         )  # fmt: skip
-        encode(source, path, options, work)
+        encode(source, path, options, work / "stages" if case.needs_proxy else None)
     dataset = dqcodec.DQZDataset(path, fill=case.fill)
     starts = range(0, len(dataset), BATCH)
     batches = [dataset.images(range(start, min(start + BATCH, len(dataset)))) for start in starts]
@@ -238,10 +244,10 @@ def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
     return TrainingSet(images, dataset.targets, path.stat().st_size)
 
 
-def encode(source: Source, path: Path, options: dqcodec.EncodeOptions, work: Path) -> dqcodec.EncodeResult:
+def encode(source: Source, path: Path, options: dqcodec.EncodeOptions, work: Path | None) -> dqcodec.EncodeResult:
     try:
         threads = torch.get_num_threads()
-        return dqcodec.encode(source.folder, path, options, work=work / "stages", workers=threads, overwrite=True)
+        return dqcodec.encode(source.folder, path, options, work=work, workers=threads, overwrite=True)
     except dqcodec.OptionError as error:
         if not str(error).startswith("target_size"):
             raise
@@ -253,7 +259,8 @@ def selected(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
     options = dqcodec.EncodeOptions(
         keep=case.share, drop=0, method=case.method, seed=seed, transform="pixel", bits=2, effort="fast"
     )
-    found = encode(source, work / "selected.dqz", options, work).selection
+    stages = work / "stages" if case.needs_proxy else None
+    found = encode(source, work / f"{case.name}.dqz", options, stages).selection
     if found is None:
         raise ValueError(f"{case.name}: nothing is selected")
     images = source.images[found.kept]
