@@ -188,7 +188,8 @@ def carry_out(tasks: list[Task], name: str, jobs: int) -> None:
             except Exception as error:  # the others go on
                 print(f"{done}/{len(tasks)} {minutes:.1f} min  failed: {error!r}", file=sys.stderr)
                 continue
-            append(name, run)
+            with locked(tasks[0].work / "locks" / "results"):
+                append(name, run)
             found = run.get("top-1", run.get("unreachable"))
             print(f"{done}/{len(tasks)} {minutes:.1f} min  {run['set']}, seed {run['seed']}: {found}", file=sys.stderr)
 
