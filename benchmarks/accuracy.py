@@ -178,7 +178,7 @@ def carry_out(tasks: list[Task], name: str, jobs: int) -> None:
     """All tasks that are not in the results, side by side."""
     there = set(map(key_of, runs_of(name)))
     tasks = [task for task in tasks if task.key not in there]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))
     start = time.perf_counter()
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), use_threads, (threads,)) as pool:
         for done, future in enumerate(as_completed([pool.submit(perform, task) for task in tasks]), 1):
