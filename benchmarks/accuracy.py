@@ -147,7 +147,6 @@ def perform(task: Task) -> Run:
         "top-1": round(top1, 4),
         "seconds": round(seconds, 1),
         "seconds of making": round(waited, 1),
-        "machine": {**machine(), **versions()},
     }
 
 
@@ -179,7 +178,7 @@ def carry_out(tasks: list[Task], name: str, jobs: int) -> None:
     there = set(map(key_of, runs_of(name)))
     tasks = [task for task in tasks if task.key not in there]
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))
-    start = time.perf_counter()
+    start, where = time.perf_counter(), {**machine(), **versions()}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), use_threads, (threads,)) as pool:
         for done, future in enumerate(as_completed([pool.submit(perform, task) for task in tasks]), 1):
             minutes = (time.perf_counter() - start) / 60
@@ -189,7 +188,7 @@ def carry_out(tasks: list[Task], name: str, jobs: int) -> None:
                 print(f"{done}/{len(tasks)} {minutes:.1f} min  failed: {error!r}", file=sys.stderr)
                 continue
             with locked(tasks[0].work / "locks" / "results"):
-                append(name, run)
+                append(name, {**run, "machine": where})
             found = run.get("top-1", run.get("unreachable"))
             print(f"{done}/{len(tasks)} {minutes:.1f} min  {run['set']}, seed {run['seed']}: {found}", file=sys.stderr)
 
@@ -305,7 +304,10 @@ def plot(found: list[Point], name: str) -> None:
             spread = [0.0 if math.isnan(point.spread) else 100 * point.spread for point in curve]
             x, y = [point.bytes for point in curve], [100 * point.top1 for point in curve]
             axis.errorbar(x, y, spread, marker="o", markersize=3, capsize=2, label=family, **style)
-        axis.set(xscale="log", xlabel="bytes on disk a source image", ylabel="top-1, %")
+        axis.set(xscale="log", xlabel="bytes on disk for each image of the source", ylabel="top-1, %")
+        budgets = sorted({point.case.budget for point in some} - {0})
+        axis.set_xticks(budgets, map(str, budgets))
+        axis.minorticks_off()
         axis.set_title(f"{recipe.network}, {recipe.steps} steps")
         axis.grid(alpha=0.3, which="both")
     axes[0][0].legend(fontsize="small")
