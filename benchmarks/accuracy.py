@@ -293,6 +293,7 @@ def plot(found: list[Point], name: str) -> None:
         1, len(recipes), figsize=(6.5 * len(recipes), 5), layout="constrained", squeeze=False
     )
     families = sorted({point.case.family for point in found} - {"full"})
+    budgets = sorted({point.case.budget for point in found} - {0})
     for axis, recipe in zip(axes[0], recipes, strict=True):
         some = [point for point in found if point.recipe == recipe]
         for point in some:
@@ -305,7 +306,6 @@ def plot(found: list[Point], name: str) -> None:
             x, y = [point.bytes for point in curve], [100 * point.top1 for point in curve]
             axis.errorbar(x, y, spread, marker="o", markersize=3, capsize=2, label=family, **style)
         axis.set(xscale="log", xlabel="bytes on disk for each image of the source", ylabel="top-1, %")
-        budgets = sorted({point.case.budget for point in some} - {0})
         axis.set_xticks(budgets, map(str, budgets))
         axis.minorticks_off()
         axis.set_title(f"{recipe.network}, {recipe.steps} steps")
