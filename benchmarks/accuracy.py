@@ -290,7 +290,7 @@ def plot(found: list[Point], name: str) -> None:
 
     recipes = sorted({point.recipe for point in found}, key=lambda recipe: (recipe.network, recipe.steps))
     figure, axes = pyplot.subplots(
-        1, len(recipes), figsize=(6.5 * len(recipes), 5), layout="constrained", squeeze=False
+        1, len(recipes), figsize=(6.5 * len(recipes), 5), layout="constrained", sharex=True, squeeze=False
     )
     families = sorted({point.case.family for point in found} - {"full"})
     budgets = sorted({point.case.budget for point in found} - {0})
