@@ -1,0 +1,295 @@
+"""The training sets that `accuracy.py` compares: each is images to train on, and the bytes that they took on disk."""
+
+from __future__ import annotations
+
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from contenders import Contender, avif, jpeg, jpegxl, read_avif, read_jpeg, read_jpegxl, read_webp, webp
+from PIL import Image
+
+import dqcodec
+from dqcodec.container.spec import Array
+from dqcodec.data.dataset import fill_mean
+from dqcodec.models import checkpoints, proxy
+from dqcodec.models.gradcam import patch_scores
+from dqcodec.patches import keep_mask
+from dqcodec.sources.folder import scan
+from dqcodec.sources.images import default_patch, read
+
+FORMATS = {  # from coarse to fine, in steps as small as the format has them; 4:2:0 is the better one at low rates
+    "JPEG": Contender("JPEG", "JPEG", tuple(range(1, 100)), partial(jpeg, chroma="420"), read_jpeg),
+    "WebP": Contender("WebP", "WebP", tuple(range(101)), webp, read_webp),
+    "JPEG XL": Contender("JPEG XL", "JPEG XL", tuple(np.geomspace(25, 0.1, 150)), jpegxl, read_jpegxl),
+    "AVIF": Contender("AVIF", "AVIF", tuple(range(100)), partial(avif, chroma="420"), read_avif),
+}
+FEW = 300  # images that a quality is looked for with
+BATCH = 500
+CPU = torch.device("cpu")
+
+
+class Unreachable(Exception):  # noqa: N818
+    """A budget that even the coarsest setting exceeds."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a training set is made by.
+
+    kind    "full", "originals" (as many of the files as fit), a format ("WebP"), "dqz"; and without a budget, of
+            uncoded pixels, "selected" and "masked"
+    budget  bytes for each image of the source; 0: none
+    share   of the images that are taken
+    half    a format: at half the side, brought back bicubically
+    method, transform, bits, drop, fill
+            .dqz: the options of the encoder, and how dropped patches are brought back
+    scores  "masked": by "gradcam" or at "random"
+    """
+
+    kind: str
+    budget: int = 0
+    share: float = 1.0
+    half: bool = False
+    method: str = "random"
+    transform: str = "dct"
+    bits: str = "fixed"
+    drop: float = 0.0
+    fill: str = "mae"
+    scores: str = "gradcam"
+
+    @property
+    def family(self) -> str:
+        """What is one line in the plot."""
+        return f".{self.kind}" if self.kind == "dqz" else f"{self.kind}, half side" if self.half else self.kind
+
+    @property
+    def file(self) -> str:
+        """What distinguishes one .dqz from another."""
+        drop = f" drop {self.drop:g}" if self.drop else ""
+        return f"dqz {self.budget} {self.share:g} {self.method} {self.transform} {self.bits}{drop}"
+
+    @property
+    def name(self) -> str:
+        if self.kind == "full":
+            return self.kind
+        if self.kind == "originals":
+            return f"{self.kind} {self.budget}"
+        if self.kind == "dqz":
+            return f"{self.file} {self.fill}" if self.drop else self.file
+        if self.kind == "selected":
+            return f"{self.kind} {self.share:g} {self.method}"
+        if self.kind == "masked":
+            return f"{self.kind} {self.drop:g} {self.scores} {self.fill}"
+        return f"{self.kind} {'half ' if self.half else ''}{self.budget} {self.share:g}"
+
+    @property
+    def uses_seed(self) -> bool:
+        """Whether another seed makes another set."""
+        chooses = self.kind == "originals" or self.share < 1
+        return chooses or self.kind == "masked" or self.drop > 0 or self.bits == "auto"
+
+    @property
+    def needs_proxy(self) -> bool:
+        """Whether the encoder trains a network, which is kept for the other sets that need it."""
+        encodes = self.kind in ("dqz", "selected")
+        return encodes and (self.method != "random" or self.drop > 0 or self.bits == "auto")
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """uint8 (N, s, s, 3), int64 (N,), and the bytes of all files on disk (of the pixels, where nothing is coded)."""
+
+    images: Array
+    labels: Array
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """The original images; sizes are the bytes of their files."""
+
+    folder: Path
+    images: Array
+    labels: Array
+    sizes: Array
+
+
+def limited(folder: Path, most: int | None, copy: Path) -> Path:
+    """A copy with so many images of each class, taken at random; the folder itself without a limit."""
+    if most is None:
+        return folder
+    if not copy.exists():
+        temporary, found = copy.with_suffix(".part"), scan(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        for index in by_class(found.labels, 0)[: most * len(found.classes)]:
+            target = temporary / found.names[index]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found.root / found.names[index], target)
+        temporary.rename(copy)
+    return copy
+
+
+def load(folder: Path, saved: Path) -> Source:
+    """All images, decoded; kept in the file `saved` for the next time."""
+    found = scan(folder)
+    if not saved.exists():
+        size = Image.open(folder / found.names[0]).width
+        images = np.stack([read(partial(found.open, n), name, size, "squash", 3) for n, name in enumerate(found.names)])
+        write(saved, TrainingSet(images, found.labels, int(found.sizes.sum())))
+    made = restore(saved)
+    return Source(folder, made.images, made.labels, found.sizes)
+
+
+def write(path: Path, made: TrainingSet) -> None:
+    """As a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    with open(temporary, "wb") as file:
+        np.savez(file, images=made.images, labels=made.labels, bytes=made.bytes)
+    temporary.rename(path)
+
+
+def restore(path: Path) -> TrainingSet:
+    with np.load(path) as found:
+        return TrainingSet(found["images"], found["labels"], int(found["bytes"]))
+
+
+def by_class(labels: Array, seed: int) -> Array:
+    """All indices in a random order, of which each beginning has equally many of each class, or one more."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        rank[own] = np.arange(len(own))
+    return order[np.argsort(rank[order], kind="stable")]
+
+
+def make(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
+    """Make the set, with what `work` keeps; Unreachable where the budget is too small."""
+    budget = case.budget * len(source.images)
+    if case.kind == "full":
+        return TrainingSet(source.images, source.labels, int(source.sizes.sum()))
+    if case.kind == "dqz":
+        return from_dqz(case, source, seed, work)
+    if case.kind == "selected":
+        return selected(case, source, seed, work)
+    if case.kind == "masked":
+        return masked(case, source, seed)
+    order = by_class(source.labels, seed)
+    if case.kind == "originals":
+        kept = order[: int((np.cumsum(source.sizes[order]) <= budget).sum())]
+        return TrainingSet(source.images[kept], source.labels[kept], int(source.sizes[kept].sum()))
+    kept = order[: round(case.share * len(order))]
+    images, size = as_files(FORMATS[case.kind], source.images[kept], budget, case.half)
+    return TrainingSet(images, source.labels[kept], size)
+
+
+def resized(image: Array, side: int) -> Array:
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def as_files(contender: Contender, images: Array, budget: int, half: bool) -> tuple[Array, int]:
+    """One file an image, as fine as the budget allows: decoded, and the bytes of all files.
+
+    The first images have the next finer setting, as many as bring the bytes up to the budget.
+    """
+    side = images.shape[1]
+    small = np.stack([resized(image, side // 2) for image in images]) if half else images
+
+    def coded(setting: float, some: Array) -> list[bytes]:
+        return [contender.encode(image, setting) for image in some]
+
+    def mean(setting: float) -> float:
+        return sum(map(len, coded(setting, few))) / len(few)
+
+    few = small[:: max(1, len(small) // FEW)]
+    place = max(bisect_right(contender.settings, budget / len(images), key=mean) - 1, 0)
+    files = coded(contender.settings[place], small)
+    while place and sum(map(len, files)) > budget:
+        place -= 1
+        files = coded(contender.settings[place], small)
+    total = sum(map(len, files))
+    if total > budget:
+        raise Unreachable(f"{total / len(images):.1f} bytes an image at the coarsest setting")
+    if place + 1 < len(contender.settings):
+        for n, image in enumerate(small):
+            finer = contender.encode(image, contender.settings[place + 1])
+            if total + len(finer) - len(files[n]) > budget:
+                break
+            total += len(finer) - len(files[n])
+            files[n] = finer
+    decoded = [contender.decode(data) for data in files]
+    return np.stack([resized(image, side) for image in decoded] if half else decoded), total
+
+
+def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
+    path = work / "dqz" / f"{case.file} seed {seed}.dqz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        options = dqcodec.EncodeOptions(
+            keep=case.share, drop=case.drop, transform=case.transform, bits=case.bits, method=case.method,
+            target_size=case.budget * len(source.images), seed=seed,
+        )  # fmt: skip
+        encode(source, path, options, work / "stages" if case.needs_proxy else None)
+    dataset = dqcodec.DQZDataset(path, fill=case.fill)
+    starts = range(0, len(dataset), BATCH)
+    batches = [dataset.images(range(start, min(start + BATCH, len(dataset)))) for start in starts]
+    images = torch.cat(batches).permute(0, 2, 3, 1).contiguous().numpy()
+    return TrainingSet(images, dataset.targets, path.stat().st_size)
+
+
+def encode(source: Source, path: Path, options: dqcodec.EncodeOptions, work: Path | None) -> dqcodec.EncodeResult:
+    try:
+        threads = torch.get_num_threads()
+        return dqcodec.encode(source.folder, path, options, work=work, workers=threads, overwrite=True)
+    except dqcodec.OptionError as error:
+        if not str(error).startswith("target_size"):
+            raise
+        raise Unreachable(str(error)) from None
+
+
+def selected(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
+    """The pixels of the images that the encoder selects."""
+    options = dqcodec.EncodeOptions(
+        keep=case.share, drop=0, method=case.method, seed=seed, transform="pixel", bits=2, effort="fast"
+    )
+    stages = work / "stages" if case.needs_proxy else None
+    found = encode(source, work / f"{case.name}.dqz", options, stages).selection
+    if found is None:
+        raise ValueError(f"{case.name}: nothing is selected")
+    images = source.images[found.kept]
+    return TrainingSet(images, source.labels[found.kept], images.nbytes)
+
+
+def masked(case: Case, source: Source, seed: int) -> TrainingSet:
+    """All images, uncoded, without a share of their patches, which are brought back."""
+    size, classes = source.images.shape[1], int(source.labels.max()) + 1
+    patch = default_patch(size)
+    grid = size // patch, size // patch
+    if case.scores == "gradcam":
+        model = proxy.restore(proxy.train(source.images, source.labels, classes, CPU, seed), CPU)
+        found = [patch_scores(model, *some, size, patch) for some in batches(source)]
+        scores = np.concatenate(found)
+    else:
+        scores = np.random.default_rng(seed).random((len(source.images), grid[0] * grid[1]))
+    mask = torch.from_numpy(keep_mask(scores, case.drop, grid))
+    mae, out = checkpoints.built_in(patch).model.float().eval(), []
+    for start in range(0, len(source.images), BATCH):
+        rows = slice(start, start + BATCH)
+        images = torch.from_numpy(source.images[rows]).permute(0, 3, 1, 2)
+        fill = mae.fill if case.fill == "mae" else fill_mean
+        whole = mask[rows].reshape(-1, 1, grid[0], 1, grid[1], 1).expand(-1, 1, -1, patch, -1, patch)
+        out.append(fill(images * whole.reshape(-1, 1, size, size), mask[rows], patch))
+    made = torch.cat(out).permute(0, 2, 3, 1).contiguous().numpy()
+    return TrainingSet(made, source.labels, made.nbytes)
+
+
+def batches(source: Source) -> Iterator[tuple[Array, Array]]:
+    for start in range(0, len(source.images), BATCH):
+        yield source.images[start : start + BATCH], source.labels[start : start + BATCH]
