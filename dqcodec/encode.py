@@ -14,12 +14,11 @@ import numpy as np
 
 from dqcodec import features
 from dqcodec.bits import Bits
-from dqcodec.container.shards import ShardWriter
+from dqcodec.container.shards import ShardWriter, bytes_on_disk
 from dqcodec.container.spec import Header
 from dqcodec.container.writer import Writer
-from dqcodec.errors import OptionError, OutputError
+from dqcodec.errors import OutputError
 from dqcodec.options import AUTO, EncodeOptions
-from dqcodec.parallel import default_workers
 from dqcodec.run import Progress, Run
 from dqcodec.selection import Selection
 from dqcodec.sources.folder import Folder, scan
@@ -90,9 +89,7 @@ def encode(
     """
     options = options or EncodeOptions()
     options.check()
-    if workers is not None and workers < 1:
-        raise OptionError(f"workers: {workers}; allowed: at least 1")
-    run = Run(workers or default_workers(), strict, progress)
+    run = Run(workers, strict, progress)
     with run.stage("scan"):
         folder = scan(source, run.progress)
         for name, reason in folder.skipped:
@@ -164,14 +161,9 @@ def encode(
     return EncodeResult(
         Path(output), draft.options(coded), header, len(images), len(coded.places),
         bytes_in=images.bytes, bytes_kept=int(folder.sizes[images.usable[kept[coded.places]]].sum()),
-        bytes_out=_bytes(Path(output)), skipped=tuple(run.skipped), notes=tuple(run.notes),
+        bytes_out=bytes_on_disk(output), skipped=tuple(run.skipped), notes=tuple(run.notes),
         seconds=run.seconds, selection=selection,
     )  # fmt: skip
-
-
-def _bytes(path: Path) -> int:
-    """Of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
 
 
 def _check_outside(folder: Folder, place: str | Path | None) -> None:

@@ -22,13 +22,13 @@ import numpy.typing as npt
 
 from dqcodec import embeddings
 from dqcodec.codec import text
-from dqcodec.container.shards import ShardWriter
+from dqcodec.container.shards import ShardWriter, bytes_on_disk
 from dqcodec.container.spec import DICTIONARY, MAX_CLASSES, Header, plain_name
 from dqcodec.container.writer import Writer, size_of
-from dqcodec.errors import OptionError, OutputError, SourceError
+from dqcodec.errors import OutputError, SourceError
 from dqcodec.features import from_npy, torch_device
 from dqcodec.options import DEFAULT_BINS, TextOptions, parse_size
-from dqcodec.parallel import default_workers, ordered_map
+from dqcodec.parallel import ordered_map
 from dqcodec.run import Progress, Run
 from dqcodec.selection import Selection, select
 from dqcodec.sources.records import Records, scan, text_maker
@@ -118,11 +118,9 @@ def encode_text(
     """
     options = options or TextOptions()
     options.check()
-    if workers is not None and workers < 1:
-        raise OptionError(f"workers: {workers}; allowed: at least 1")
     if Path(source).resolve() == Path(output).resolve():
         raise OutputError(f"{output} is the source itself; choose another name", path=output)
-    run = Run(workers or default_workers(), strict, progress)
+    run = Run(workers, strict, progress)
     found = scan(source)
 
     make = Writer if options.shard_size is None else ShardWriter
@@ -147,11 +145,8 @@ def encode_text(
             if saved.found:
                 run.notes.append(f"found in the work folder: {', '.join(saved.found)}")
             header = write(writer, frames, frame, dictionary, usable, kept, selection, options, run)
-    size = (
-        Path(output).stat().st_size if Path(output).is_file() else sum(p.stat().st_size for p in Path(output).iterdir())
-    )
     return TextResult(
-        Path(output), options, header, len(usable), len(kept), found.size, lines, size,
+        Path(output), options, header, len(usable), len(kept), found.size, lines, bytes_on_disk(output),
         tuple(run.skipped), tuple(run.notes), run.seconds, selection,
     )  # fmt: skip
 

@@ -6,20 +6,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dqcodec.errors import SourceError
+from dqcodec.errors import OptionError, SourceError
+from dqcodec.parallel import default_workers
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 class Run:
     """
+    workers  threads; None: one a processor
     skipped  (name, reason) of every file that is no usable image; with `strict` the first is an error
     notes    sentences that a person should read
     seconds  by stage
     """
 
-    def __init__(self, workers: int, strict: bool = False, progress: Progress | None = None) -> None:
-        self.workers, self.strict = workers, strict
+    def __init__(self, workers: int | None, strict: bool = False, progress: Progress | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise OptionError(f"workers: {workers}; allowed: at least 1")
+        self.workers, self.strict = workers or default_workers(), strict
         self.progress: Progress = progress or (lambda stage, done, total: None)
         self.skipped: list[tuple[str, str]] = []
         self.notes: list[str] = []

@@ -179,6 +179,12 @@ def open_reader(path: str | Path, cache: str | Path | None = None) -> Reader | S
     return ShardReader(where, cache) if folder else Reader(where, cache)
 
 
+def bytes_on_disk(path: str | Path) -> int:
+    """Of a file, or of all files in a folder of parts."""
+    path = Path(path)
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
+
+
 def _shared(name: str) -> bool:
     return name.startswith(("tables/", "mae/", "bins/", "text/")) and name not in _SUMMED
 
