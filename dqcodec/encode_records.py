@@ -39,6 +39,7 @@ Array = npt.NDArray[Any]
 
 NO_TEXT = "no text in the fields that records are compared by"
 STEP = 1000  # records between two reports of progress
+SHOWN = 20  # fields that a message names, about
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def look(source: Records, options: TextOptions, run: Run) -> Usable:
         entries += 1
         reason, label = entry.reason, ""
         if entry.record is not None:
-            fields.update(dict.fromkeys(list(entry.record)[:20]) if len(fields) < 20 else {})
+            if len(fields) < SHOWN:
+                fields.update(dict.fromkeys(list(entry.record)[:SHOWN]))
             try:
                 packed = text.pack(entry.record)
                 if as_text(entry.record) is None:
@@ -179,15 +181,7 @@ def look(source: Records, options: TextOptions, run: Run) -> Usable:
         if place % STEP == 0:
             run.progress("read", place + 1, place + 1)
     if not places:
-        name, why = run.skipped[0] if run.skipped else ("", "it is empty")
-        first = f"the first: {name}: " if name else ""
-        if why == NO_TEXT:
-            why += f"; --text '{{field}} {{field}}' says which, of {', '.join(fields)}"
-        elif fields:
-            why += f"; its fields are {', '.join(fields)}"
-        elif name.startswith("line"):
-            why += "; expected an array of records, or a record on each line"
-        raise SourceError(f"{source.path}: no usable record; {first}{why}", path=source.path)
+        raise _no_record(source, run.skipped, list(fields))
     if len(seen) < len(places):
         run.notes.append(f"{len(places) - len(seen):,} records are exact copies of others; they count like all others")
     classes, numbers = np.unique(np.array(labels, object), return_inverse=True)
@@ -298,6 +292,19 @@ def write(
         with writer.part(number) as file:
             headers.append(put(rows, file))
     return writer.finish(headers)
+
+
+def _no_record(source: Records, skipped: list[tuple[str, str]], fields: list[str]) -> SourceError:
+    """What to do about a source without a usable record."""
+    name, why = skipped[0] if skipped else ("", "it is empty")
+    first = f"the first: {name}: " if name else ""
+    if why == NO_TEXT:
+        why += f"; --text '{{field}} {{field}}' says which, of {', '.join(fields)}"
+    elif fields:
+        why += f"; its fields are {', '.join(fields)}"
+    elif name.startswith("line"):
+        why += "; expected an array of records, or a record on each line"
+    return SourceError(f"{source.path}: no usable record; {first}{why}", path=source.path)
 
 
 def _label(record: text.Record, field: str) -> str:
