@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, save
+from common import RESULTS, read_images, save
 from PIL import Image
 
 from dqcodec.bits import REACH, allocate, allocate_bytes, convex, rank
 from dqcodec.models import proxy
 from dqcodec.models.sensitivity import distances
-from dqcodec.parallel import default_workers, ordered_map
+from dqcodec.parallel import default_workers
 from dqcodec.sources.folder import scan
-from dqcodec.sources.images import read
 from dqcodec.stages.images import PROXY_SIZE
 from dqcodec.stages.widths import BATCH, code_at
 
@@ -48,11 +47,7 @@ def load(path: str, most: int | None = None) -> tuple[Array, Array, int]:
     size = min(Image.open(folder.root / folder.names[0]).width, PROXY_SIZE)
     chosen = np.sort(np.random.default_rng(0).permutation(len(folder))[:most])
 
-    def one(n: int) -> Array:
-        return read(lambda: folder.open(n), folder.names[n], size, "squash", 3)
-
-    images = np.stack(list(ordered_map(one, chosen.tolist(), default_workers())))
-    return images, folder.labels[chosen], len(folder.classes)
+    return read_images(folder, chosen, size), folder.labels[chosen], len(folder.classes)
 
 
 def measure(

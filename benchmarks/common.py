@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its figures: machine and versions."""
+"""What benchmarks share: reading a folder, and writing figures beside machine and versions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from dqcodec.container.spec import Array
+from dqcodec.parallel import default_workers, ordered_map
+from dqcodec.sources.folder import Folder
+from dqcodec.sources.images import read
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,6 +32,15 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("dqcodec", "numpy", "pillow", "torch")},
     }
+
+
+def read_images(folder: Folder, chosen: Array, size: int) -> Array:
+    """The images of these numbers, uint8 (n, size, size, 3)."""
+
+    def one(n: int) -> Array:
+        return read(lambda: folder.open(n), folder.names[n], size, "squash", 3)
+
+    return np.stack(list(ordered_map(one, chosen.tolist(), default_workers())))
 
 
 def save(name: str, value: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import read_images
 from contenders import Contender, avif, jpeg, jpegxl, read_avif, read_jpeg, read_jpegxl, read_webp, webp
 from PIL import Image
 
@@ -21,7 +22,7 @@ from dqcodec.models import checkpoints, proxy
 from dqcodec.models.gradcam import patch_scores
 from dqcodec.patches import keep_mask
 from dqcodec.sources.folder import scan
-from dqcodec.sources.images import default_patch, read
+from dqcodec.sources.images import default_patch
 
 FORMATS = {  # from coarse to fine, in steps as small as the format has them; 4:2:0 is the better one at low rates
     "JPEG": Contender("JPEG", "JPEG", tuple(range(1, 100)), partial(jpeg, chroma="420"), read_jpeg),
@@ -140,7 +141,7 @@ def load(folder: Path, saved: Path) -> Source:
     found = scan(folder)
     if not saved.exists():
         size = Image.open(folder / found.names[0]).width
-        images = np.stack([read(partial(found.open, n), name, size, "squash", 3) for n, name in enumerate(found.names)])
+        images = read_images(found, np.arange(len(found)), size)
         write(saved, TrainingSet(images, found.labels, int(found.sizes.sum())))
     made = restore(saved)
     return Source(folder, made.images, made.labels, found.sizes)

@@ -452,9 +452,7 @@ def _add_seconds(table: Table, seconds: dict[str, float]) -> None:
 def _text_info_table(found: TextInfo) -> Table:
     table = _table(Path(found.path).name)
     table.add_row("records", f"{found.samples:,}", f"{found.classes:,} classes")
-    records, size = found.source.get("records"), found.source.get("bytes")
-    if isinstance(records, int) and isinstance(size, int) and max(records, size) < 1 << 63:  # it may be anything
-        table.add_row("of", f"{records:,}", f"records, {_bytes(size)}")
+    _add_source(table, found, "records")
     table.add_row("frames", f"{found.frame}", f"records each; dictionary {_bytes(found.dictionary)}")
     table.add_row("bytes", f"{found.bytes:,}", f"{found.bytes / found.samples:,.0f} a record")
     _add_rest(table, found)
@@ -464,9 +462,7 @@ def _text_info_table(found: TextInfo) -> Table:
 def _info_table(found: Info) -> Table:
     table = _table(Path(found.path).name)
     table.add_row("samples", f"{found.samples:,}", f"{found.classes:,} classes")
-    images, size = found.source.get("images"), found.source.get("bytes")
-    if isinstance(images, int) and isinstance(size, int) and max(images, size) < 1 << 63:  # it may be anything
-        table.add_row("of", f"{images:,}", f"images, {_bytes(size)}")
+    _add_source(table, found, "images")
     table.add_row("images", f"{found.height} x {found.width} x {found.channels}", f"patches of {found.patch}")
     table.add_row("kept patches", f"{found.kept_patches:.1%}", f"filled by {_text(found.mae)}" if found.mae else "")
     table.add_row("transform", found.transform, "")
@@ -482,6 +478,12 @@ def _info_table(found: Info) -> Table:
         table.add_row(f"{width.bits:g} bits", f"{width.samples:,}", bar + distance)
     _add_rest(table, found)
     return table
+
+
+def _add_source(table: Table, found: Info | TextInfo, what: str) -> None:
+    count, size = found.source.get(what), found.source.get("bytes")
+    if isinstance(count, int) and isinstance(size, int) and max(count, size) < 1 << 63:  # it may be anything
+        table.add_row("of", f"{count:,}", f"{what}, {_bytes(size)}")
 
 
 def _add_rest(table: Table, found: Info | TextInfo) -> None:

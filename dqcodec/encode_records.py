@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -203,13 +204,11 @@ def embed(usable: Usable, options: TextOptions, device: str, work: Work, run: Ru
     as_text = text_maker(options.text)
     with work.rows("embeddings", about) as found:
         left = np.arange(found.done, len(usable))
-        model = embeddings.embedder(options.features, torch_device(device)) if left.size else None
-        block: list[str] = []
-        for record in usable.records(left) if model else ():
-            block.append(as_text(record) or "")
-            if model and (len(block) == embeddings.BLOCK or found.done + len(block) == len(usable)):
+        if left.size:
+            model = embeddings.embedder(options.features, torch_device(device))
+            texts = (as_text(record) or "" for record in usable.records(left))
+            while block := list(islice(texts, embeddings.BLOCK)):
                 found.append(model(block))
-                block = []
                 run.progress("features", found.done, len(usable))
         return found.finish()
 

@@ -15,7 +15,7 @@ from dqcodec.errors import OptionError
 from dqcodec.selection import ALPHA, check_sampling
 from dqcodec.selection.binning import check_bin_sizes, check_bins
 from dqcodec.sources.images import RESIZES
-from dqcodec.sources.records import template_fields
+from dqcodec.sources.records import template_parts
 
 DEFAULT_BINS = 10
 DEFAULT_BITS = {"dct": 4.0, "pixel": 6.0}
@@ -195,9 +195,7 @@ class TextOptions:
             check_bins(self.bins)
         check_bin_sizes(self.bin_sizes)
         if self.text is not None:
-            if not isinstance(self.text, str):
-                raise OptionError(f"text: {self.text!r}; expected fields in braces, as in '{{prompt}} {{answer}}'")
-            template_fields(self.text)
+            template_parts(self.text)
         if self.label is not None and not isinstance(self.label, str):
             raise OptionError(f"label: {self.label!r}; expected the name of a field")
         if not isinstance(self.features, str) or not self.features:

@@ -272,7 +272,7 @@ class Reader(Samples):
     def read(self, indices: Sequence[int] | Array) -> list[bytes]:
         """The coded bytes of samples, each after the checksum of its group; ChecksumError names file and sample.
 
-        Of records, the bytes of the frame in which each is: the same object for those of one frame.
+        Of records, the bytes of the frame in which each is.
         """
         self._check_open()
         group, frame = self.header.checksum_group, self.header.frame
@@ -283,14 +283,10 @@ class Reader(Samples):
         blocks = dict(zip(first, self._read_groups(first), strict=True))
         frames = wanted if frame == 1 else [index // frame for index in wanted]
         starts, ends = self.offsets[frames].tolist(), self.offsets[1:][frames].tolist()
-        result: list[bytes] = []
-        known: dict[int, bytes] = {}
+        result = []
         for number, start, end in zip(frames, starts, ends, strict=True):
             place, data = blocks[number // group]
-            if frame == 1:
-                result.append(data[start - place : end - place])
-            else:
-                result.append(known.setdefault(number, data[start - place : end - place]))
+            result.append(data[start - place : end - place])
         return result
 
     def _read_groups(self, first: Mapping[int, int]) -> Iterator[tuple[int, bytes]]:

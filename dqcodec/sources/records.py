@@ -111,30 +111,27 @@ def text_maker(template: str | None) -> Callable[[Record], str | None]:
     """
     if template is None:
         return _text_by_layout
-    fields = template_fields(template)
+    parts = template_parts(template)
 
     def fill(record: Record) -> str | None:
-        found = {name: _plain(record.get(name)) for name in fields}
-        filled = "".join(
-            before + ("" if name is None else found[name]) for before, name, _, _ in string.Formatter().parse(template)
-        )
-        return filled.strip()[:MAX_TEXT] if any(found.values()) else None
+        found = ["" if name is None else _plain(record.get(name)) for _, name in parts]
+        filled = "".join(before + value for (before, _), value in zip(parts, found, strict=True))
+        return filled.strip()[:MAX_TEXT] if any(found) else None
 
     return fill
 
 
-def template_fields(template: str) -> list[str]:
-    """The fields of a template; OptionError where it is none."""
+def template_parts(template: object) -> list[tuple[str, str | None]]:
+    """Text and the field after it, None at the end; OptionError where it is no template."""
+    reason, parts = "", []
     try:
-        parts = list(string.Formatter().parse(template))
+        parts = list(string.Formatter().parse(template)) if isinstance(template, str) else []
     except ValueError as error:
-        raise OptionError(
-            f"text: {template!r}: {error}; expected fields in braces, as in '{{prompt}} {{answer}}'"
-        ) from None
+        reason = f": {error}"
     fields = [name for _, name, _, _ in parts if name is not None]
     if not fields or "" in fields or any(form or conversion for _, _, form, conversion in parts):
-        raise OptionError(f"text: {template!r}; expected fields in braces, as in '{{prompt}} {{answer}}'")
-    return fields
+        raise OptionError(f"text: {template!r}{reason}; expected fields in braces, as in '{{prompt}} {{answer}}'")
+    return [(before, name) for before, name, _, _ in parts]
 
 
 def _text_by_layout(record: Record) -> str | None:
