@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,19 +188,27 @@ class DQZFile(OpenFile):
         weights = self.reader.columns.get(MAE)
         return None if weights is None else weights.tobytes()
 
-    def placed(self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None = None) -> tuple[Array, Array]:
+    def placed(
+        self,
+        indices: Sequence[int] | Array,
+        payloads: Sequence[bytes] | None = None,
+        decode: Callable[..., Any] = coder.decode,
+    ) -> tuple[Any, Array]:
         """Images uint8 (n, C, H, W) with dropped patches black, and the mask bool (n, P).
 
-        payloads are the samples' coded bytes where `reader.read` gave them before, in another process say.
+        payloads  the samples' coded bytes where `reader.read` gave them before, in another process say
+        decode    for the transform dct: takes what coder.decode takes, and the images are what it returns
         """
         if self.reader.header.transform == "dct":
-            return self._placed_dct(indices, payloads)
+            return self._placed_dct(indices, payloads, decode)
         kept = self.kept(indices, payloads)
         patches = np.zeros((*kept.mask.shape, *kept.levels.shape[1:]), np.uint8)
         patches[kept.mask] = quantize.dequantize(kept.levels, kept.scale[:, None, None, None])
         return join(patches, self.reader.header.grid), kept.mask
 
-    def _placed_dct(self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None) -> tuple[Array, Array]:
+    def _placed_dct(
+        self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None, decode: Callable[..., Any]
+    ) -> tuple[Any, Array]:
         reader, header, columns = self.reader, self.reader.header, self.reader.columns
         wanted = [check_index(index, len(reader)) for index in indices]
         mask = reader.mask(wanted)
@@ -211,7 +219,7 @@ class DQZFile(OpenFile):
         colour = columns["colour"][wanted] if header.channels == 3 else None
         payloads = reader.read(wanted) if payloads is None else payloads
         try:
-            images = coder.decode(form, payloads, units, self.scale[wanted], colour)
+            images = decode(form, payloads, units, self.scale[wanted], colour)
         except FormatError as error:
             raise reader.error(wanted[error.sample or 0], str(error)) from None
         return images, mask

@@ -6,6 +6,9 @@
     read -> checksum -> entropy decode | dequantize -> place patches -> fill
             on the CPU                 | on the dataset's device, a batch at once
 
+On a CUDA device the entropy decoding of images of the transform dct is done there, too, where `dqcodec[cuda]` is
+installed.
+
 The first half, `decode`, holds no interpreter lock for long and runs in any thread; `finish` is the second. Another
 process may also read only: `dataset.packed` gives coded samples, and `dataset.collate` decodes a batch of them.
 """
@@ -16,6 +19,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +30,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from dqcodec.codec import quantize
+from dqcodec.codec.dct import coder
 from dqcodec.container.spec import MAE as MAE_COLUMN
+from dqcodec.data import dct
 from dqcodec.decode import DQZFile, check_index
 from dqcodec.decode import open as open_dqz
 from dqcodec.errors import FormatError, OptionError
@@ -47,7 +53,7 @@ ON_ERROR = ("raise", "skip", "warn")
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch after entropy decoding, as tensors on the CPU.
+    """A batch after entropy decoding, as tensors on the CPU; images that a GPU decoded stay there.
 
     indices   the samples that it holds, without those that were left out
     values    images uint8 (n, C, H, W), black where dropped (dct), or levels int8 (K, C, p, p) of all kept patches
@@ -62,8 +68,9 @@ class Decoded:
 
     def pin_memory(self) -> Decoded:
         """In pinned memory, from where a GPU fetches it beside other work."""
+        values = self.values if self.values.is_cuda else self.values.pin_memory()
         scale = None if self.scale is None else self.scale.pin_memory()
-        return Decoded(self.indices, self.values.pin_memory(), scale, self.mask.pin_memory())
+        return Decoded(self.indices, values, scale, self.mask.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,8 @@ class DQZDataset(Dataset[Any]):
             )
         header = self.file.reader.header
         images, mask = batch.values.to(self.device, non_blocking=True), batch.mask.to(self.device, non_blocking=True)
+        if images.is_cuda:
+            images.record_stream(torch.cuda.current_stream(images.device))  # they may come from another one
         if batch.scale is not None:
             images = place(images, batch.scale.to(self.device, non_blocking=True), mask, header.grid)
         if not self.drops or self.fill == "none":
@@ -240,6 +249,13 @@ class DQZDataset(Dataset[Any]):
         if self.fill == "mae":
             return self.mae.fill(images, mask, header.patch)
         return (fill_smooth if self.fill == "smooth" else fill_mean)(images, mask, header.patch)
+
+    @property
+    def _decoder(self) -> Callable[..., Any]:
+        """What decodes the transform dct: the GPU, if that is the device and numba has a compiler for it, or the CPU."""
+        if self.device.type == "cuda" and get_worker_info() is None and dct.available():
+            return partial(dct.decode, device=self.device)
+        return coder.decode
 
     def _images_of(self) -> DQZFile:
         """The file, which must be one of images."""
@@ -251,8 +267,8 @@ class DQZDataset(Dataset[Any]):
         if not isinstance(self.file, DQZFile):
             return DecodedRecords(wanted, self.file.records(wanted, payloads))
         if self.file.reader.header.transform == "dct":
-            images, mask = self.file.placed(wanted, payloads)
-            return Decoded(wanted, torch.from_numpy(images), None, torch.from_numpy(mask))
+            images, mask = self.file.placed(wanted, payloads, self._decoder)
+            return Decoded(wanted, torch.as_tensor(images), None, torch.from_numpy(mask))
         kept = self.file.kept(wanted, payloads)
         scale = torch.from_numpy(quantize.SCALES[kept.scale])
         return Decoded(wanted, torch.from_numpy(kept.levels), scale, torch.from_numpy(kept.mask))

@@ -6,8 +6,9 @@
     order -> read -> checksum -> entropy decode -> place -> fill -> transform -> (images, targets)
 
 Threads do it up to the entropy decoding, some batches ahead; on a CPU up to the filling, and the transform is left to
-the thread that takes the batches. On a GPU the rest is done there, on a stream of its own, a batch ahead. Threads are
-enough, because the decoder holds no interpreter lock; no process is forked and no memory shared.
+the thread that takes the batches. On a GPU the rest is done there, on a stream of its own, a batch ahead; images of the
+transform dct are decoded there, too, if `dqcodec[cuda]` is installed. Threads are enough, because the decoder holds no
+interpreter lock; no process is forked and no memory shared.
 """
 
 from __future__ import annotations
@@ -156,6 +157,8 @@ class DQZLoader:
         decoded: Generator[Any]
         finished: Iterator[Any]
         if self.dataset.device.type == "cuda":
+            if self.dataset.device.index is None:  # the threads do not have this one's current device
+                self.dataset.device = torch.device("cuda", torch.cuda.current_device())
             decoded = ordered_map(self._decode, batches, self.workers, ahead)
             finished = _on_a_stream(decoded, lambda batch: self._transform(self._place(batch)), self.dataset.device)
         else:

@@ -25,6 +25,7 @@ from dqcodec.errors import FormatError
 Array = npt.NDArray[Any]
 
 COMPILED = find_spec("numba") is not None
+DAMAGED = "the coded stream does not end where its bytes end"
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,5 @@ def decode(form: Format, payloads: Sequence[bytes], kept: Array, scale: Array, c
             out.reshape(-1),
         )  # fmt: skip
     if bad >= 0:
-        raise FormatError("the coded stream does not end where its bytes end", sample=int(bad))
+        raise FormatError(DAMAGED, sample=int(bad))
     return out
