@@ -166,6 +166,7 @@ class DQZFile(OpenFile):
         """
         if fill not in FILLS:
             raise OptionError(f"fill: {fill!r}; allowed: {', '.join(FILLS)}")
+        images: Array
         images, mask = self.placed(indices)
         if fill == "none" or mask.all():
             return images

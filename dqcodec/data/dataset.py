@@ -252,7 +252,7 @@ class DQZDataset(Dataset[Any]):
 
     @property
     def _decoder(self) -> Callable[..., Any]:
-        """What decodes the transform dct: the GPU, if that is the device and numba has a compiler for it, or the CPU."""
+        """What decodes the transform dct: the GPU where it is the device and numba can compile for it, or the CPU."""
         if self.device.type == "cuda" and get_worker_info() is None and dct.available():
             return partial(dct.decode, device=self.device)
         return coder.decode

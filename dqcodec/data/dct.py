@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 from dqcodec.codec.dct.coder import DAMAGED, Format
-from dqcodec.codec.dct.edges import Edges
 from dqcodec.codec.dct.stream import COEFFICIENTS
 from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS, matrix
 from dqcodec.errors import FormatError
 
 Array = npt.NDArray[Any]
 
-BAND = 64 << 20  # bytes of coefficients; the float planes made of them take about three times as much
+BAND = 64 << 20  # bytes of coefficients; what is made of them on the way to pixels takes about four times as much
 STREAMS = 4  # batches that a GPU decodes beside each other: one fills a small part of it
 
 
@@ -76,41 +75,36 @@ def _decode(
     def put(array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    def shared(values: Any) -> Any:
-        """A named tuple whose arrays are on the device."""
-        return values._replace(
-            **{name: share(put(part)) for name, part in values._asdict().items() if isinstance(part, np.ndarray)}
-        )
+    def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
 
     n, rows, columns, channels, unit = len(payloads), form.rows, form.columns, form.channels, form.unit
-    out = torch.empty((n, channels, form.height, form.width), dtype=torch.uint8, device=device)
+    out = zeros(n, channels, form.height, form.width, dtype=torch.uint8)
     if not n:
         return out
     joined, spans = gpu.join(payloads)
-    units = put(kept.astype(np.uint8))
+    data, there = share(put(joined)), put(kept.astype(np.uint8))
     step = put(STEPS[scale][:, None] / np.float32(64) * np.array([1, CHROMA_STEP, CHROMA_STEP], np.float32)[:channels])
     rotation = None if colour is None else put(form.rotations[colour])
-    bytes_, state = share(put(joined)), torch.zeros((n, 2), dtype=torch.int64, device=device)
-    edges = Edges(*(np.zeros((n, *part.shape), np.int32) for part in form.edges()[:5]), *form.edges()[5:])
-    lasts = torch.zeros((n, columns * 18), dtype=torch.int32, device=device)
-    given = bytes_, bytes_.view(np.uint16), share(put(spans)), share(units)
-    tables = shared(edges), shared(form.order), shared(form.tables.coding), share(state)
-
+    state = zeros(n, 2, dtype=torch.int64)
+    given = data, data.view(np.uint16), share(put(spans)), share(there)
+    static = [_arrays(values, lambda array: share(put(array))) for values in (form.order, form.tables.coding)]
+    edges = _arrays(form.edges(), lambda array: share(zeros(n, len(array))))
+    lasts = share(zeros(n, columns * 18))
     size = COEFFICIENTS + columns * channels * 256
     band = max(1, BAND // (4 * n * size))
     for first in range(0, rows, band):
         count = min(band, rows - first)
-        scratch = torch.zeros((n, count, size), dtype=torch.int32, device=device)
-        patterns = torch.full((n, count, columns), -1, dtype=torch.int32, device=device)
+        scratch, patterns = zeros(n, count, size), zeros(n, count, columns)
         gpu.decode_rows[max(n, gpu.MIN_BLOCKS), 1, queue](
-            *given, first, channels, *tables, share(scratch), share(patterns), share(lasts)
+            *given, first, channels, edges, *static, share(state), share(scratch), share(patterns), lasts
         )
-        coefficients = scratch[:, :, COEFFICIENTS:].view(n, count, columns, channels, 16, 16)
-        there = units.view(n, rows, columns)[:, first : first + count]
+        pixels = to_pixels(
+            scratch[:, :, COEFFICIENTS:].view(n, count, columns, channels, 16, 16), patterns, step, rotation,
+            there.view(n, rows, columns)[:, first : first + count], unit,
+        )  # fmt: skip
         top = first * unit
-        out[:, :, top : top + count * unit] = to_pixels(coefficients, patterns, step, rotation, there, unit)[
-            :, :, : form.height - top, : form.width
-        ]
+        out[:, :, top : top + count * unit] = pixels[:, :, : form.height - top, : form.width]
     x, p = state.cpu().numpy().T  # waits for all of the above
     bad = np.flatnonzero((x != 1) | (p != spans[:, 1] >> 1))
     if len(bad):
@@ -118,17 +112,22 @@ def _decode(
     return out
 
 
+def _arrays(values: Any, change: Callable[[Array], Any]) -> Any:
+    """A named tuple with its arrays changed."""
+    return values._replace(**{k: change(part) for k, part in values._asdict().items() if isinstance(part, np.ndarray)})
+
+
 def to_pixels(
     coefficients: Tensor, patterns: Tensor, step: Tensor, rotation: Tensor | None, kept: Tensor, unit: int
 ) -> Tensor:
     """Inverse transform, colour and placing, on any device.
 
-        coefficients  int32 (n, rows, columns, C, 16, 16)   64ths of a step, blocks in their places
-        patterns      int32 (n, rows, columns)              see stream.unit
-        step          float32 (n, C)                        a 64th of a step
-        rotation      float32 (n, 3, 3), or None            with three planes
-        kept          uint8 (n, rows, columns)              1 where a unit is there
-        returns       uint8 (n, C, rows * unit, columns * unit)   0 where it is not
+    coefficients  int32 (n, rows, columns, C, 16, 16)   64ths of a step, blocks in their places
+    patterns      int32 (n, rows, columns)              see stream.unit
+    step          float32 (n, C)                        a 64th of a step
+    rotation      float32 (n, 3, 3), or None            with three planes
+    kept          uint8 (n, rows, columns)              1 where a unit is there
+    returns       uint8 (n, C, rows * unit, columns * unit)   0 where it is not
     """
     n, rows, columns, channels = coefficients.shape[:4]
     c = (coefficients[..., :unit, :unit] * step[:, None, None, :, None, None]).flatten(-2)

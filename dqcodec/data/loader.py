@@ -157,8 +157,8 @@ class DQZLoader:
         decoded: Generator[Any]
         finished: Iterator[Any]
         if self.dataset.device.type == "cuda":
-            if self.dataset.device.index is None:  # the threads do not have this one's current device
-                self.dataset.device = torch.device("cuda", torch.cuda.current_device())
+            # With its number: the current device of the threads is another matter.
+            self.dataset.device = torch.empty(0, device=self.dataset.device).device
             decoded = ordered_map(self._decode, batches, self.workers, ahead)
             finished = _on_a_stream(decoded, lambda batch: self._transform(self._place(batch)), self.dataset.device)
         else:

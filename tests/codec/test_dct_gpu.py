@@ -1,0 +1,88 @@
+"""Decoding the transform dct on a GPU: the part in torch on the CPU; the kernel in numba's simulator, in a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_dct import form, picture
+
+from dqcodec.codec.dct import coder, reference
+from dqcodec.codec.dct.contexts import UNITS
+from dqcodec.codec.dct.pack import Encoder
+from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS
+from dqcodec.data import dct
+from dqcodec.data.dataset import DQZDataset
+from dqcodec.data.loader import DQZLoader
+from dqcodec.errors import FormatError
+
+HERE = Path(__file__).parent
+GOLDEN = HERE.parent / "golden"
+
+
+def test_the_kernel_in_the_simulator():
+    command = [sys.executable, "-m", "pytest", "-p", "no:randomly", str(HERE / "simulated_dct_gpu.py")]
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    child = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent.parent)
+    assert child.returncode == 0, child.stdout + child.stderr
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("unit", UNITS)
+def test_pixels_are_the_references(unit, channels):
+    shape = form(83, 62, channels, unit)
+    count, units = 3, shape.rows * shape.columns
+    kept = (np.random.default_rng(unit).random((count, units)) < 0.8).astype(np.uint8)
+    kept[:, 0] = 1
+    scale = np.array([20, 60, 110])
+    images = [picture(83, 62, channels, seed, 20) for seed in range(count)]
+    encoder = Encoder(shape, "fast")
+    coded = [encoder.encode(image, there, int(q)) for image, there, q in zip(images, kept, scale, strict=True)]
+    rotation = shape.rotations[[colour for _, colour in coded]]
+    expected = np.zeros((count, channels, 83, 62), np.uint8)
+    payloads = [payload for payload, _ in coded]
+    assert reference.decode(shape, payloads, kept, STEPS[scale], rotation, expected) == -1
+
+    parsed = [reference.parse(shape, payload, there) for payload, there in zip(payloads, kept, strict=True)]
+    step = STEPS[scale][:, None] / 64 * np.array([1, CHROMA_STEP, CHROMA_STEP], np.float32)[:channels]
+    grid = count, shape.rows, shape.columns
+    pixels = dct.to_pixels(
+        torch.from_numpy(np.stack([c for c, _, _ in parsed])).view(*grid, channels, 16, 16),
+        torch.from_numpy(np.stack([patterns for _, patterns, _ in parsed])).view(grid),
+        torch.from_numpy(step),
+        torch.from_numpy(rotation) if channels == 3 else None,
+        torch.from_numpy(kept).view(grid),
+        unit,
+    )
+    assert pixels.shape == (count, channels, shape.rows * unit, shape.columns * unit)
+    apart = np.abs(pixels[:, :, :83, :62].numpy().astype(int) - expected)
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 1e-3
+
+
+def test_without_a_compiler_for_the_gpu_the_cpu_decodes(monkeypatch):
+    dataset = DQZDataset(GOLDEN / "pixel-rgb" / "file.dqz", fill="none")
+    assert dataset._decoder is coder.decode
+    dataset.device = torch.device("cuda")
+    monkeypatch.setattr(dct, "available", lambda: False)
+    assert dataset._decoder is coder.decode
+    monkeypatch.setattr(dct, "available", lambda: True)
+    assert dataset._decoder.func is dct.decode
+    assert dataset._decoder.keywords == {"device": dataset.device}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or not dct.available(), reason="needs a GPU and dqcodec[cuda]")
+def test_a_gpu_gives_the_cpus_images(encoded):
+    dataset = DQZDataset(encoded, device="cuda", fill="none")
+    assert dataset._decoder.func is dct.decode
+    expected = DQZDataset(encoded, fill="none").images(range(len(dataset)))
+    batches = list(DQZLoader(dataset, 4, shuffle=False))
+    apart = (torch.cat([images for images, _ in batches]).cpu().int() - expected.int()).abs()
+    assert apart.max() <= 1
+    assert (apart > 0).float().mean() < 1e-3
+    payloads = [dataset.file.reader.read([0])[0], b"damaged"]
+    with pytest.raises(FormatError, match="does not end where its bytes end"):
+        dataset.decode([0, 1], payloads)
