@@ -71,13 +71,15 @@ def pixels(file: dqcodec.DQZFile, device: torch.device) -> float:
     """Images a second from coefficients, which take the same time whatever they are."""
     form, n = form_of(file.reader), min(BATCH, len(file))
     grid = n, form.rows, form.columns
-    coefficients = torch.zeros((*grid, form.channels, 16, 16), dtype=torch.int32, device=device)
+    coefficients = torch.zeros((*grid, form.channels, form.unit, form.unit), dtype=torch.int32, device=device)
     patterns = torch.zeros(grid, dtype=torch.int32, device=device)
-    step = torch.ones((n, form.channels), device=device)
+    step, steps = torch.ones((n, form.channels), device=device), np.ones(n, np.float32)
     rotation = torch.ones((n, 3, 3), device=device) if form.channels == 3 else None
+    kept = torch.ones(grid, dtype=torch.uint8, device=device)
 
     def convert() -> Any:
-        return dct.to_pixels(coefficients, patterns, step, rotation, patterns.to(torch.uint8), form.unit)[0, 0, 0].cpu()
+        planes, active = dct.to_planes(coefficients, patterns, step), dct.activity_of(coefficients)
+        return dct.to_images(form, planes, patterns, active, kept, steps, rotation)[0, 0, 0].cpu()
 
     return rate(n, convert)
 

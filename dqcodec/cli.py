@@ -141,6 +141,12 @@ def encode(
     effort: Annotated[
         Literal["fast", "default", "best"], typer.Option(help="How long dct searches for fewer bytes.")
     ] = "default",
+    filter: Annotated[
+        bool,
+        typer.Option(
+            help="Filter decoded images of dct: 3 to 5% fewer bytes at equal quality, decoding takes a fifth longer."
+        ),
+    ] = DEFAULTS.filter,
     size: Annotated[
         int | None, typer.Option(help="Pixels a side.", show_default="as the images, at most 224")
     ] = DEFAULTS.size,

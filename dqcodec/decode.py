@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct import coder
+from dqcodec.codec.dct.filter import weights
 from dqcodec.codec.dct.tables import Tables, default
 from dqcodec.container.closing import Closing
 from dqcodec.container.reader import Reader
@@ -276,9 +277,9 @@ def form_of(reader: Reader | ShardReader) -> coder.Format:
             raise FormatError(
                 f"colour: sample {bad} has {columns['colour'][bad]}; allowed: 0 to {top}", member="colour"
             )
+        return coder.Format(header.height, header.width, header.channels, tables, weights(parameters["filter"], unit))
     except FormatError as error:
         raise type(error)(f"{reader.path}: {error}", path=reader.path, member=error.member) from None
-    return coder.Format(header.height, header.width, header.channels, tables)
 
 
 def open(path: str | Path, cache: str | Path | None = None) -> DQZFile | RecordFile:

@@ -68,6 +68,8 @@ class EncodeOptions:
     shard_size
               bytes of a part at most, as for target_size: the output is a folder of parts and an index. None: one file
     effort    "fast", "default" or "best": how long dct searches
+    filter    whether decoded images of dct are filtered: 3 to 5% fewer bytes at equal quality, decoding takes a fifth
+              longer on a CPU
     size      pixels a side; None: as the data, at most 224
     resize    how other shapes become square: "squash", "crop" or "pad"
     patch     side of a patch in pixels; None: 16 at 224, 8 at 64, 4 at 32
@@ -91,6 +93,7 @@ class EncodeOptions:
     target_size: int | str | None = None
     shard_size: int | str | None = None
     effort: str = "default"
+    filter: bool = True
     size: int | None = None
     resize: str = "squash"
     patch: int | None = None
@@ -113,7 +116,7 @@ class EncodeOptions:
         for names, kinds, what in (
             (("drop",), (int, float), "a number"),
             (("bins", "size", "patch"), (int, type(None)), "a whole number or None"),
-            (("normalize",), (bool,), "True or False"),
+            (("normalize", "filter"), (bool,), "True or False"),
         ):
             for name in names:
                 if not isinstance(getattr(self, name), kinds):

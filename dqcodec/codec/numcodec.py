@@ -29,6 +29,7 @@ from numcodecs.compat import ndarray_copy
 
 from dqcodec.codec import quantize
 from dqcodec.codec.dct import coder
+from dqcodec.codec.dct.filter import FILTER, weights
 from dqcodec.codec.dct.tables import EFFORTS, built_in
 from dqcodec.errors import FormatError, OptionError
 
@@ -116,7 +117,7 @@ class DctCodec(Codec):  # type: ignore[misc]
 
 
 def _form(height: int, width: int, channels: int, dependent: bool) -> coder.Format:
-    return coder.Format(height, width, channels, built_in(UNIT, dependent))
+    return coder.Format(height, width, channels, built_in(UNIT, dependent), weights(FILTER, UNIT))
 
 
 class LinearCodec(Codec):  # type: ignore[misc]

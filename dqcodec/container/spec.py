@@ -134,7 +134,7 @@ class Header:
     checksum_group  samples, or frames of records, that share one checksum
     classes         names, by label
     transform       name of the codec
-    parameters      of the transform; dct: unit, dependent, offset, tables; text: frame
+    parameters      of the transform; dct: unit, dependent, offset, tables, filter; text: frame
     requires        features that a reader must know
     mae             "sha256" and "name" of the masked autoencoder that is meant to fill dropped patches, or None
     """
@@ -281,7 +281,7 @@ def _mae(value: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _dct_parameters(transform: Mapping[str, Any]) -> dict[str, Any]:
-    """What the transform dct needs to know: unit, dependent, offset, tables."""
+    """What the transform dct needs to know: unit, dependent, offset, tables, filter."""
     unit = _integer(transform, "unit", min(UNITS), max(UNITS))
     if unit not in UNITS:
         raise FormatError(f"zarr.json: unit is {unit}; allowed: {', '.join(map(str, UNITS))}", member=ROOT)
@@ -293,6 +293,7 @@ def _dct_parameters(transform: Mapping[str, Any]) -> dict[str, Any]:
         "dependent": _typed(transform, "dependent", bool),
         "offset": offset,
         "tables": _typed(transform, "tables", str),
+        "filter": _typed(transform, "filter", str),
     }
 
 

@@ -1,9 +1,9 @@
 """Payloads of the transform `dct` -> images on a GPU, a batch at once.
 
-    payloads -> entropy decode (numba) | inverse transform -> colour -> place (torch)
+    payloads -> entropy decode (numba) | inverse transform -> filter -> colour (torch)
 
-Rows of units are decoded until their coefficients fill BAND bytes; then they become pixels, and the next rows take
-their place. So memory does not grow with the images.
+Rows of units are decoded until their coefficients fill BAND bytes; then they become planes, and the next rows take
+their place. So planes and images are all that grows with a batch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dqcodec.codec.dct import filter
 from dqcodec.codec.dct.coder import DAMAGED, Format
 from dqcodec.codec.dct.stream import COEFFICIENTS
 from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS, matrix
@@ -26,7 +27,7 @@ from dqcodec.errors import FormatError
 
 Array = npt.NDArray[Any]
 
-BAND = 64 << 20  # bytes of coefficients; what is made of them on the way to pixels takes about four times as much
+BAND = 64 << 20  # bytes of coefficients, or planes, at once; what is made of them on the way is some times as much
 STREAMS = 4  # batches that a GPU decodes beside each other: one fills a small part of it
 
 
@@ -79,32 +80,31 @@ def _decode(
         return torch.zeros(shape, dtype=dtype, device=device)
 
     n, rows, columns, channels, unit = len(payloads), form.rows, form.columns, form.channels, form.unit
-    out = zeros(n, channels, form.height, form.width, dtype=torch.uint8)
     if not n:
-        return out
+        return zeros(0, channels, form.height, form.width, dtype=torch.uint8)
     joined, spans = gpu.join(payloads)
-    data, there = share(put(joined)), put(kept.astype(np.uint8))
+    data, units = share(put(joined)), put(kept.astype(np.uint8)).view(n, rows, columns)
     step = put(STEPS[scale][:, None] / np.float32(64) * np.array([1, CHROMA_STEP, CHROMA_STEP], np.float32)[:channels])
     rotation = None if colour is None else put(form.rotations[colour])
     state = zeros(n, 2, dtype=torch.int64)
-    given = data, data.view(np.uint16), share(put(spans)), share(there)
+    given = data, data.view(np.uint16), share(put(spans)), share(units.view(n, -1))
     static = [_arrays(values, lambda array: share(put(array))) for values in (form.order, form.tables.coding)]
     edges = _arrays(form.edges(), lambda array: share(zeros(n, len(array))))
     lasts = share(zeros(n, columns * 18))
     size = COEFFICIENTS + columns * channels * 256
     band = max(1, BAND // (4 * n * size))
+    planes = zeros(n, channels, rows * unit, columns * unit, dtype=torch.float32)
+    patterns, active = zeros(n, rows, columns), zeros(n, channels - 1, rows, columns)
     for first in range(0, rows, band):
         count = min(band, rows - first)
-        scratch, patterns = zeros(n, count, size), zeros(n, count, columns)
+        here, scratch, its = slice(first, first + count), zeros(n, count, size), zeros(n, count, columns)
         gpu.decode_rows[max(n, gpu.MIN_BLOCKS), 1, queue](
-            *given, first, channels, edges, *static, share(state), share(scratch), share(patterns), lasts
+            *given, first, channels, edges, *static, share(state), share(scratch), share(its), lasts
         )
-        pixels = to_pixels(
-            scratch[:, :, COEFFICIENTS:].view(n, count, columns, channels, 16, 16), patterns, step, rotation,
-            there.view(n, rows, columns)[:, first : first + count], unit,
-        )  # fmt: skip
-        top = first * unit
-        out[:, :, top : top + count * unit] = pixels[:, :, : form.height - top, : form.width]
+        coefficients = scratch[:, :, COEFFICIENTS:].view(n, count, columns, channels, 16, 16)[..., :unit, :unit]
+        planes[:, :, first * unit : (first + count) * unit] = to_planes(coefficients, its, step)
+        patterns[:, here], active[:, :, here] = its, activity_of(coefficients)
+    out = to_images(form, planes, patterns, active, units, STEPS[scale], rotation)
     x, p = state.cpu().numpy().T  # waits for all of the above
     bad = np.flatnonzero((x != 1) | (p != spans[:, 1] >> 1))
     if len(bad):
@@ -117,31 +117,62 @@ def _arrays(values: Any, change: Callable[[Array], Any]) -> Any:
     return values._replace(**{k: change(part) for k, part in values._asdict().items() if isinstance(part, np.ndarray)})
 
 
-def to_pixels(
-    coefficients: Tensor, patterns: Tensor, step: Tensor, rotation: Tensor | None, kept: Tensor, unit: int
-) -> Tensor:
-    """Inverse transform, colour and placing, on any device.
+def to_planes(coefficients: Tensor, patterns: Tensor, step: Tensor) -> Tensor:
+    """float32 (n, C, rows * unit, columns * unit): the inverse transform, on any device.
 
-    coefficients  int32 (n, rows, columns, C, 16, 16)   64ths of a step, blocks in their places
-    patterns      int32 (n, rows, columns)              see stream.unit
-    step          float32 (n, C)                        a 64th of a step
-    rotation      float32 (n, 3, 3), or None            with three planes
-    kept          uint8 (n, rows, columns)              1 where a unit is there
-    returns       uint8 (n, C, rows * unit, columns * unit)   0 where it is not
+    coefficients  int32 (n, rows, columns, C, unit, unit)   64ths of a step, blocks in their places
+    patterns      int32 (n, rows, columns)                  see stream.unit
+    step          float32 (n, C)                            a 64th of a step
     """
-    n, rows, columns, channels = coefficients.shape[:4]
-    c = (coefficients[..., :unit, :unit] * step[:, None, None, :, None, None]).flatten(-2)
+    n, rows, columns, channels, unit, _ = coefficients.shape
+    c = (coefficients * step[:, None, None, :, None, None]).flatten(-2)
     planes = c @ _basis(unit, unit, c.device)
     if unit > 4:  # luma once more as if all of it were split: products cost less than sorting out which is
         small = patterns[..., None] >> _quadrants(unit, c.device) & 1
         c = c[:, :, :, 0]
         split = torch.where(small == 1, c @ _basis(4, unit, c.device), c @ _basis(8, unit, c.device))
         planes[:, :, :, 0] = torch.where(patterns[..., None] < 0, planes[:, :, :, 0], split)
-    values = planes.view(n, rows, columns, channels, unit, unit).permute(0, 3, 1, 4, 2, 5)
+    planes = planes.view(n, rows, columns, channels, unit, unit).permute(0, 3, 1, 4, 2, 5)
+    return planes.reshape(n, channels, rows * unit, columns * unit)
+
+
+def activity_of(coefficients: Tensor) -> Tensor:
+    """int64 (n, C - 1, rows, columns): activity of the chroma blocks, from coefficients as to_planes takes them."""
+    grid = _grid(1, 1, coefficients.shape[-1], coefficients.device)
+    active: Tensor = filter.activity_of(coefficients[:, :, :, 1:], grid).permute(0, 3, 1, 2)
+    return active
+
+
+def to_images(
+    form: Format, planes: Tensor, patterns: Tensor, active: Tensor, kept: Tensor, steps: Array, rotation: Tensor | None
+) -> Tensor:
+    """uint8 (n, C, H, W): filter, colour and placing, on any device.
+
+    planes    float32, from to_planes; they are overwritten
+    patterns  int32 (n, rows, columns)          active    int64 (n, C - 1, rows, columns)
+    kept      uint8 (n, rows, columns)          steps     float32 (n,)
+    rotation  float32 (n, 3, 3), with three planes
+    """
+    n, device = len(planes), planes.device
+    grid = _grid(form.rows, form.columns, form.unit, device)
+    if form.weights is not None:
+        limit = torch.from_numpy(filter.limits(steps)).to(device).view(n, 1, 1, 1)
+        table = torch.from_numpy(form.weights.astype(np.int32)).to(device)
+        few = max(1, BAND // (planes[0].numel() * 4))
+        for k in (slice(start, start + few) for start in range(0, n, few)):
+            blocks = filter.blocks_of(patterns[k], active[k], kept[k], limit[k], grid)
+            planes[k] = filter.filtered(filter.to_integers(planes[k]).int(), blocks, table) / filter.FINE
     if rotation is not None:
-        values = (rotation.mT @ values.reshape(n, channels, -1)).view(values.shape)
-    pixels = (values + 128.5).clamp_(0, 255).to(torch.uint8).mul_(kept[:, None, :, None, :, None])
-    return pixels.reshape(n, channels, rows * unit, columns * unit)
+        planes = (rotation.mT @ planes.flatten(2)).view(planes.shape)
+    pixels = (planes + 128.5).clamp_(0, 255).to(torch.uint8)
+    pixels *= kept[:, None, grid.rows // form.unit, grid.columns // form.unit]
+    return pixels[:, :, : form.height, : form.width].contiguous()
+
+
+@cache
+def _grid(rows: int, columns: int, unit: int, device: torch.device) -> filter.Grid:
+    grid: filter.Grid = _arrays(filter.grid(rows, columns, unit), lambda array: torch.from_numpy(array).to(device))
+    return grid
 
 
 @cache

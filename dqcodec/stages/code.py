@@ -101,10 +101,13 @@ def with_pixel(images: Images) -> Packer:
 def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
     """With these tables, which are the file's own or built in."""
     from dqcodec.codec.dct import pack as dct
+    from dqcodec.codec.dct.filter import FILTER, NONE, weights
     from dqcodec.codec.dct.tables import DEFAULT
 
     options, channels = images.options, images.channels
-    encoder = dct.Encoder(Format(images.size, images.size, channels, tables), options.effort)
+    name = FILTER if options.filter else NONE
+    form = Format(images.size, images.size, channels, tables, weights(name, tables.unit))
+    encoder = dct.Encoder(form, options.effort)
 
     def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:
         q = dct.scale_index(bits, options.effort)
@@ -114,11 +117,11 @@ def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
 
     def unpack(payloads: list[bytes], masks: Array, columns: dict[str, Array]) -> Array:
         units = np.stack([_units(images, mask) for mask in masks])
-        return decode(encoder.form, payloads, units, columns["scale"], columns.get("colour"))
+        return decode(form, payloads, units, columns["scale"], columns.get("colour"))
 
     parameters = {
         "unit": tables.unit, "dependent": tables.dependent, "offset": tables.offset.tolist(),
-        "tables": "file" if own else DEFAULT,
+        "tables": "file" if own else DEFAULT, "filter": name,
     }  # fmt: skip
     names = ["context", "coefficient", "side"] + ["rotation"] * (channels == 3)
     return Packer(pack, unpack, parameters, {f"tables/{name}": getattr(tables, name) for name in names} if own else {})

@@ -109,10 +109,11 @@ class Seen:
 @lru_cache(4)
 def _encoder(size: int, channels: int) -> dct.Encoder:
     """For whole images, with built-in tables. The effort is fast, as the search changes bytes more than pixels."""
+    from dqcodec.codec.dct.filter import FILTER, weights
     from dqcodec.codec.dct.pack import Encoder, dependent
     from dqcodec.codec.dct.tables import built_in
 
-    return Encoder(Format(size, size, channels, built_in(16, dependent("fast"))), "fast")
+    return Encoder(Format(size, size, channels, built_in(16, dependent("fast")), weights(FILTER, 16)), "fast")
 
 
 def code_at(seen: Array, transform: str, bits: float, workers: int) -> Seen:

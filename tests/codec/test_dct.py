@@ -12,6 +12,7 @@ import dqcodec.codec.dct
 from dqcodec.codec.dct import coder, inverse, reference, stream, tables, train
 from dqcodec.codec.dct.coder import Format
 from dqcodec.codec.dct.contexts import CLASSES, UNITS, contexts, position_class, scan
+from dqcodec.codec.dct.filter import FILTER, weights
 from dqcodec.codec.dct.pack import Encoder, dependent, scale_index, slots_of
 from dqcodec.codec.dct.tables import EFFORTS, OFFSETS
 from dqcodec.codec.dct.transform import STEPS, angles, matrix, rotation_matrices
@@ -29,7 +30,9 @@ def picture(height: int, width: int, channels: int, seed: int = 0, noise: float 
 
 def form(height: int, width: int, channels: int, unit: int, effort: str = "default") -> Format:
     uses = dependent(effort)
-    return Format(height, width, channels, tables.default(tables.DEFAULT, unit, OFFSETS[uses], uses))
+    return Format(
+        height, width, channels, tables.default(tables.DEFAULT, unit, OFFSETS[uses], uses), weights(FILTER, unit)
+    )
 
 
 def both(shape: Format, payloads, kept, scale, colour):

@@ -35,12 +35,14 @@ class Format:
     height, width   pixels
     channels        1 or 3
     tables          the static tables; their unit is that of the file
+    weights         of the filter, see filter.weights; None: decoded planes are not filtered
     """
 
     height: int
     width: int
     channels: int
     tables: Tables
+    weights: Array | None = None
 
     @property
     def unit(self) -> int:
@@ -88,15 +90,16 @@ def decode(form: Format, payloads: Sequence[bytes], kept: Array, scale: Array, c
     if not COMPILED:
         bad = reference.decode(form, payloads, kept, STEPS[scale], rotation, out)
     else:
-        from dqcodec.codec.dct import inverse
+        from dqcodec.codec.dct import filter_compiled, inverse
 
+        bench = filter_compiled.bench(form.weights, form.rows, form.columns, form.channels, form.unit)
         starts = np.cumsum([0, *map(len, payloads)])
         longest = int(np.diff(starts).max())
         bad = inverse.decode(
             np.frombuffer(b"".join(payloads), np.uint8), starts, kept, STEPS[scale] / np.float32(64), CHROMA_STEP,
             rotation.reshape(count, 9), form.height, form.width, form.channels, form.edges(), form.order,
             form.tables.coding, np.zeros(reference.scratch_size(form), np.int32), np.zeros(longest // 2 + 1, np.uint16),
-            out.reshape(-1),
+            bench, out.reshape(-1),
         )  # fmt: skip
     if bad >= 0:
         raise FormatError(DAMAGED, sample=int(bad))

@@ -13,6 +13,7 @@ import numpy as np
 from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.contexts import UNITS, scan
 from dqcodec.codec.dct.engine import build, jit
+from dqcodec.codec.dct.filter_compiled import bring, hold, mark, set_limits
 from dqcodec.codec.dct.lanes import add, fma, load, splat, store, store_bytes, subtract
 from dqcodec.codec.dct.transform import matrix
 
@@ -124,8 +125,30 @@ def place(work, a, b, c, line, out, at, width, rows, columns):
 
 
 @_compile
+def place_unit(work, rotation, planes, line, out, start, r, c, unit, height, width):
+    """Put the pixels of the unit in row r, column c, all colours, to the image that starts at `start` of `out`."""
+    to = start + r * unit * width + c * unit
+    tall, wide = min(unit, height - r * unit), min(unit, width - c * unit)
+    for k in range(planes):
+        at = to + k * height * width
+        place(work, rotation[k], rotation[3 + k], rotation[6 + k], line, out, at, width, tall, wide)
+
+
+@_compile
+def filter_image(kept, rows, unit, planes, bench, work, rotation, line, out, start, height, width):
+    """Put an image to `out` from `start` on whose planes are in the bench, filtered; kept: uint8 (units,)."""
+    columns = len(kept) // rows
+    for r in range(rows):
+        for c in range(columns):
+            if kept[r * columns + c]:
+                every = mark(kept, r, c, rows, columns, unit, bench.ring)
+                bring(unit, every, planes, r, c, rows, columns, bench, work)
+                place_unit(work, rotation, planes, line, out, start, r, c, unit, height, width)
+
+
+@_compile
 def decode(
-    data, starts, kept, steps, chroma, rotation, height, width, planes, edges, order, coding, scratch, words, out
+    data, starts, kept, steps, chroma, rotation, height, width, planes, edges, order, coding, scratch, words, bench, out
 ):  # fmt: skip
     """Decode samples into out (n * planes * height * width,): the number of the first damaged sample, or -1.
 
@@ -133,16 +156,17 @@ def decode(
     kept      uint8 (n, units)                  steps    float32 (n,) of a 64th of a level, first plane
     chroma    float32, the other planes' steps in steps of the first
     rotation  float32 (n, 9)
+    bench     of the filter; without tables nothing is filtered
     """
     unit = order.unit
     columns = edges.columns
     rows = -(-height // unit)
-    area = height * width
     work = np.zeros(1024, np.float32)
     line = np.zeros(16, np.uint8)
     u = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)  # grey: the first plane as it is
     patterns = np.zeros(columns, np.int32)
     lasts = np.zeros(columns * 18, np.int32)
+    filters = len(bench.luma) > 0
     bad = -1
     for i in range(len(starts) - 1):
         x, head = begin(data, starts[i], starts[i + 1] - starts[i])
@@ -156,6 +180,7 @@ def decode(
         if planes == 3:
             for k in range(9):
                 u[k] = rotation[i, k]
+        start = i * planes * height * width
         p = 0
         for r in range(rows):
             x, p = row(kept[i], r * columns, planes, edges, scratch, patterns, lasts, order, coding, x, words, p, end)
@@ -166,10 +191,13 @@ def decode(
                     at, scale = COEFFICIENTS + ((c * planes + k) << 8), steps[i] if k == 0 else steps[i] * chroma
                     take(scratch, at, unit << 4, scale, work, k << 8)
                 blocks(unit, planes, patterns[c], lasts, c * 18, work)
-                to = i * planes * area + r * unit * width + c * unit
-                tall, wide = min(unit, height - r * unit), min(unit, width - c * unit)
-                for k in range(planes):
-                    place(work, u[k], u[3 + k], u[6 + k], line, out, to + k * area, width, tall, wide)
+                if filters:
+                    hold(unit, planes, patterns[c], lasts, c * 18, r, c, rows, columns, work, bench)
+                else:
+                    place_unit(work, u, planes, line, out, start, r, c, unit, height, width)
+        if filters:
+            set_limits(np.int64(256 * steps[i]), bench.limits)  # of 4 steps
+            filter_image(kept[i], rows, unit, planes, bench, work, u, line, out, start, height, width)
         if (x != 1 or p != end) and bad < 0:
             bad = i
     return bad

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.codec.dct import stream
+from dqcodec.codec.dct import filter, stream
 from dqcodec.codec.dct.transform import CHROMA_STEP, matrix
 
 if TYPE_CHECKING:
@@ -66,8 +66,21 @@ def inverse(coefficients: Array, patterns: Array, step: float, unit: int) -> Arr
     return planes
 
 
+def filtered(
+    form: Format, weights: Array, planes: Array, coefficients: Array, patterns: Array, kept: Array, step: float
+) -> Array:
+    """float32 (1, C, H, W): the planes (1, C, H, W) of what `parse` returned, filtered."""
+    unit, shape = form.unit, (1, form.rows, form.columns)
+    grid = filter.grid(form.rows, form.columns, unit)
+    active = filter.activity_of(coefficients[:, 1:, :unit, :unit], grid).reshape(*shape, -1).transpose(0, 3, 1, 2)
+    limit = filter.limits(np.full((1, 1, 1, 1), step, np.float32))
+    blocks = filter.blocks_of(patterns.reshape(shape), active, kept.reshape(shape), limit, grid)
+    integers: Array = filter.filtered(filter.to_integers(planes).astype(np.int32), blocks, weights.astype(np.int32))
+    return integers.astype(np.float32) / np.float32(filter.FINE)
+
+
 def to_pixels(planes: Array, rotation: Array) -> Array:
-    """uint8 (units, C, s, s) of planes (units, C, s, s): value_i = clip(floor(sum_c U[c, i] Z_c + 128.5), 0, 255)."""
+    """uint8 (n, C, H, W) of planes (n, C, H, W): value_i = clip(floor(sum_c U[c, i] Z_c + 128.5), 0, 255)."""
     values = planes if planes.shape[1] == 1 else np.einsum("ci,nchw->nihw", rotation, planes)
     pixels: Array = np.clip(np.floor(values + np.float32(128.5)), 0, 255).astype(np.uint8)
     return pixels
@@ -75,14 +88,17 @@ def to_pixels(planes: Array, rotation: Array) -> Array:
 
 def decode(form: Format, payloads: Sequence[bytes], kept: Array, steps: Array, rotation: Array, out: Array) -> int:
     """Decode into `out`, uint8 (n, C, H, W), as coder.decode: the place of the first damaged payload, or -1."""
-    bad = -1
-    unit, rows, columns, channels = form.unit, form.rows, form.columns, form.channels
+    bad, unit = -1, form.unit
     for n, payload in enumerate(payloads):
         coefficients, patterns, whole = parse(form, payload, kept[n])
-        pixels = to_pixels(inverse(coefficients, patterns, float(steps[n]), unit), rotation[n])
-        pixels[kept[n] == 0] = 0
-        grid = pixels.reshape(rows, columns, channels, unit, unit).transpose(2, 0, 3, 1, 4)
-        out[n] = grid.reshape(channels, rows * unit, columns * unit)[:, : form.height, : form.width]
+        units = inverse(coefficients, patterns, float(steps[n]), unit)
+        grid = units.reshape(form.rows, form.columns, form.channels, unit, unit).transpose(2, 0, 3, 1, 4)
+        planes = grid.reshape(1, form.channels, form.rows * unit, form.columns * unit)
+        if form.weights is not None:
+            planes = filtered(form, form.weights, planes, coefficients, patterns, kept[n], float(steps[n]))
+        pixels = to_pixels(planes, rotation[n])[0]
+        pixels *= kept[n].reshape(form.rows, form.columns).repeat(unit, 0).repeat(unit, 1) != 0
+        out[n] = pixels[:, : form.height, : form.width]
         if not whole and bad < 0:
             bad = n
     return bad
