@@ -134,7 +134,8 @@ class Bench(NamedTuple):
 def bench() -> Bench:
     return Bench(
         np.zeros(1280, np.float32), np.zeros(1280, np.int32), np.zeros(SLOTS, np.int32), np.zeros(SLOTS, np.int32),
-        np.zeros(SLOTS, np.int32), np.zeros(21, np.float32), np.zeros(512, np.float32), np.zeros(64, np.int32), np.zeros(1024, np.uint64),
+        np.zeros(SLOTS, np.int32), np.zeros(21, np.float32), np.zeros(512, np.float32), np.zeros(64, np.int32),
+        np.zeros(1024, np.uint64),
     )  # fmt: skip
 
 

@@ -316,10 +316,14 @@ def quantise_dependent(x, at, start, size2, kind, pair, high, low_bits, above, l
             # Best path to each state: 0 and 1 lead to 0 and 2, 2 and 3 to 1 and 3.
             c0, n0, f0, w0, g0, b0 = cheaper(e0, near0, far0, now0, rim0, m0, o1, near1, far1, now1, rim1, mo0 | U1)
             c0, n0, f0, w0, g0, b0 = cheaper(c0, n0, f0, w0, g0, b0, es, U0, U0, U0, U0, me0 | START)
-            c1, n1, f1, w1, g1, b1 = cheaper(e2, near2, far2, now2, rim2, m2 | U2, o3, near3, far3, now3, rim3, mo1 | U3)
+            c1, n1, f1, w1, g1, b1 = cheaper(
+                e2, near2, far2, now2, rim2, m2 | U2, o3, near3, far3, now3, rim3, mo1 | U3
+            )
             c2, n2, f2, w2, g2, b2 = cheaper(e1, near1, far1, now1, rim1, m1 | U1, o0, near0, far0, now0, rim0, mo0)
             c2, n2, f2, w2, g2, b2 = cheaper(c2, n2, f2, w2, g2, b2, os, U0, U0, U0, U0, mo0 | START)
-            c3, n3, f3, w3, g3, b3 = cheaper(e3, near3, far3, now3, rim3, m3 | U3, o2, near2, far2, now2, rim2, mo1 | U2)
+            c3, n3, f3, w3, g3, b3 = cheaper(
+                e3, near3, far3, now3, rim3, m3 | U3, o2, near2, far2, now2, rim2, mo1 | U2
+            )
             near0, near1, near2, near3 = n0, n1, n2, n3
             far0, far1, far2, far3 = f0, f1, f2, f3
             now0 = w0 | min(b0 >> U3, U15) << shift

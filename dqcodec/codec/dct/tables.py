@@ -191,7 +191,7 @@ def alias(frequency: Array) -> Array:
     return words
 
 
-DEFAULT = "default-1"  # name of the built-in tables; a change of their bytes would be another name
+DEFAULT = "default-2"  # name of the built-in tables; a change of their bytes would be another name
 
 
 def default(name: str, unit: int, offset: Sequence[int], dependent: bool) -> Tables:
