@@ -503,7 +503,7 @@ class DctSample:
         cells = len(v) // 4
         above = [(plane, row - 1, column + i) for i in range(cells)]
         beside = [(plane, row + i, column - 1) for i in range(cells)]
-        sums = int(v[1:, 0].sum()), int(v[0, 1:].sum())
+        sums = int(v[1:8, 0].sum()), int(v[0, 1:8].sum())
         ends = [
             sum(self.cells[cell][which] for cell in edge) - (45 * sums[which] >> 5)
             for which, edge in enumerate((above, beside))
@@ -557,8 +557,8 @@ class DctSample:
             v[y, x] = math.copysign(value, level)
             dc = r if level > 0 else -r
         dc = max(-(2**20), min(2**20, dc + expected))
-        signs = np.array([0, *[-1, 1] * (side // 2)])[:side]
-        rims = [16 // side * (16 * dc + (45 * int((signs * line).sum()) >> 7)) for line in (v[:, 0], v[0])]
+        lines = [(line[2:8:2].sum() - line[1:8:2].sum()) for line in (v[:, 0], v[0])]
+        rims = [16 // side * (16 * dc + (45 * int(line) >> 7)) for line in lines]
         v[0, 0] = 64 * dc
         activity = 1 + int(math.log2(last * 256 // side**2)) if last else 0
         for i, j in np.ndindex(cells, cells):

@@ -244,7 +244,7 @@ def test_every_scale(tmp_path, channels):
 @pytest.mark.spec("R-27")
 def test_payloads_of_every_length(tmp_path):
     """The first bytes are the state; how many follows from the length."""
-    payloads = forge(tmp_path / "x.dqz", (1, 4, 4), 4, {"unit": 4}, 150, q=100, wild=0.3)
+    payloads = forge(tmp_path / "x.dqz", (1, 4, 4), 4, {"unit": 4}, 300, q=100, wild=0.3)
     assert {len(payload) for payload in payloads} >= set(range(2, 12))
     agree(tmp_path / "x.dqz")
 

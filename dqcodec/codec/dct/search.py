@@ -5,8 +5,8 @@ on nothing but the sample.
 
 A path remembers three diagonals of magnitudes (at most 15, four bits each, by row frequency u): that of the current
 coefficient and the two after it, which is as far as the neighbour sums look. And, as what DC is expected to be depends
-on it, its rim: the sum of the coefficients of the first column, in 64ths, in the upper 32 bits, that of the first row
-in the lower ones.
+on it, its rim: in 64ths the sum of the coefficients of the first column (stream.rims) in the upper 32 bits, that of the
+first row in the lower ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RAW_BITS = np.array([0] + [1] * 9 + [2, 3, 4, 5, 6, 11])  # of a coefficient sym
 
 # uint64 constants: numba makes float64 of uint64 with any other integer.
 U0, U1, U2, U3, U4, U7, U8, U15, U16, U32, U63 = (np.uint64(n) for n in (0, 1, 2, 3, 4, 7, 8, 15, 16, 32, 63))
-# Of a word in STEPS: first of its diagonal, in the first column or row, in the first column, in an odd place of it.
+# Of a word in STEPS: first of its diagonal; what stream.rims adds up, of the first column, of odd frequency.
 FIRST, RIM, COLUMN, ODD = (np.uint64(1 << n) for n in (6, 7, 8, 9))
 CLASS = np.uint64(10)  # where the class begins
 LAST_BIN = np.uint64(2 * (BINS - 1))
@@ -55,7 +55,7 @@ def _steps() -> Array:
         places = scan(size).tolist()
         for k, (u, v) in enumerate(places):
             first = k == 0 or sum(places[k - 1]) != u + v
-            flags = first << 6 | (0 in (u, v)) << 7 | (v == 0) << 8 | ((u + v) % 2) << 9
+            flags = first << 6 | (0 in (u, v) and u + v < 8) << 7 | (v == 0) << 8 | ((u + v) % 2) << 9
             words.append(4 * u | flags | 2 * BINS * position_class(size, k, u, v) << 10)
     return np.array(words, np.uint32)
 
@@ -196,23 +196,25 @@ def expected(rim, above, left):
 
 
 @compiled
-def choose_dc(cost, dc, rim, above, left, first, quantiser, doubled, p):
+def choose_dc(cost, dc, rim, above, left, first, quantiser, doubled, row, price, lam):
     """The level of DC with least cost after a path: (cost, level, DC integer, place of its bin)."""
     guess, place = expected(rim, above, left)
     a = abs(dc - np.float32(guess))
-    row = np.uint64(p.row[first + np.uint64(DOUBLE_BIN[np.uint64(place)]) + np.uint64(quantiser)]) << U4
+    r = np.uint64(row[first + np.uint64(DOUBLE_BIN[np.uint64(place)]) + np.uint64(quantiser)]) << U4
     h = (np.int64(min(a, np.float32(1 << 20))) + quantiser) >> doubled
     best, level = FAR, np.int64(0)
-    for m in range(max(h - 1, 0), h + 2):
-        code, more = large(m, p.lam)
+    for m in range(0 if h == 1 else h, h + 2):
+        code, more = np.uint64(m), np.float32(0)
+        if m > 9:
+            code, more = large(m, lam)
         d = a - np.float32(max((m << doubled) - quantiser, 0))
-        j = cost + (d * d + p.price[row + code] + more)
+        j = cost + (d * d + price[r + code] + more)
         if j < best:
             best, level = j, m
-    r = max((level << doubled) - quantiser, 0)
+    point = max((level << doubled) - quantiser, 0)
     if dc < np.float32(guess):
-        level, r = -level, -r
-    return best, level, guess + r, place
+        level, point = -level, -point
+    return best, level, guess + point, place
 
 
 @compiled
@@ -347,12 +349,14 @@ def quantise_dependent(x, at, start, size2, kind, pair, high, low_bits, above, l
     # DC, after each of the paths, or alone.
     first = pair << U1
     none = tail + price[first_high] + p.low[low]
-    best, level, dc, place = choose_dc(none, x[at], U0, above, left, first, 0, 1, p)
+    best, level, dc, place = choose_dc(none, x[at], U0, above, left, first, 0, 1, row, price, lam)
     state = START
     for s in range(4):
         cost, rim = (c0, rim0) if s == 0 else ((c1, rim1) if s == 1 else ((c2, rim2) if s == 2 else (c3, rim3)))
         if cost < best:
-            cost, other, integer, bin_place = choose_dc(cost, x[at], rim, above, left, first, s >> 1, 1, p)
+            cost, other, integer, bin_place = choose_dc(
+                cost, x[at], rim, above, left, first, s >> 1, 1, row, price, lam
+            )
             if cost < best:
                 best, level, dc, place, state = cost, other, integer, bin_place, np.uint64(s)
     levels[at] = level
@@ -428,9 +432,9 @@ def quantise_plain(x, at, start, size2, kind, pair, high, low_bits, above, left,
         k -= U1
     first = pair << U1
     none = tail + price[first_high] + p.low[low]
-    best, level, dc, place = choose_dc(none, x[at], U0, above, left, first, 0, 0, p)
+    best, level, dc, place = choose_dc(none, x[at], U0, above, left, first, 0, 0, row, price, lam)
     if cost < best:
-        cost, other, integer, bin_place = choose_dc(cost, x[at], rim, above, left, first, 0, 0, p)
+        cost, other, integer, bin_place = choose_dc(cost, x[at], rim, above, left, first, 0, 0, row, price, lam)
         if cost < best:
             best, level, dc, place, k = cost, other, integer, bin_place, last
     levels[at] = level

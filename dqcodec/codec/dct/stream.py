@@ -76,21 +76,24 @@ def border(values: Any, first: int, count: int) -> int:
     return total
 
 
-def rim(first: int, stride: int, count: int, scratch: Any) -> tuple[int, int]:
-    """Of the coefficients from `first` on, without that one: their sum, and that with those in odd places negative."""
-    odd = even = 0
-    for i in range(1, count, 2):
-        odd += int(scratch[(first + i * stride) & 0xFFFFFF])
-    for i in range(2, count, 2):
-        even += int(scratch[(first + i * stride) & 0xFFFFFF])
-    return even + odd, even - odd
+def rims(origin: int, size: int, scratch: Any) -> tuple[int, int, int, int]:
+    """Sums of a block's coefficients at its upper, left, lower and right rim: of the first column (upper and lower) and
+    row, without DC, up to frequency 7, for the lower and the right rim those of odd frequency negative."""
+    odd = even = odd_row = even_row = 0
+    for i in range(1, min(size, 8), 2):
+        odd += int(scratch[(origin + (i << 4)) & 0xFFFFFF])
+        odd_row += int(scratch[(origin + i) & 0xFFFFFF])
+    for i in range(2, min(size, 8), 2):
+        even += int(scratch[(origin + (i << 4)) & 0xFFFFFF])
+        even_row += int(scratch[(origin + i) & 0xFFFFFF])
+    return even + odd, even_row + odd_row, even - odd, even_row - odd_row
 
 
 def predict(above: int, left: int, top: int, side: int) -> tuple[int, int]:
     """What a block's DC integer should be so that its rim goes on from its neighbours': (that, place of its bin).
 
     above, left  what `border` says, 64ths of a step
-    top, side    the block's own sums, as `rim` says: of its first column, for its upper rim, and of its first row
+    top, side    its own sums for its upper and left rim, as `rims` says
     The bin of DC is that of the difference between the two neighbours' opinions, and LAST_BIN where there is only one.
     """
     up, beside = above - (RIM * top >> 5), left - (RIM * side >> 5)
@@ -135,9 +138,7 @@ def block(
             total = ((int(scratch[c + 20]) + int(scratch[c + 21])) << 1) + int(scratch[c + 41])
             total += int(scratch[c + 40]) + int(scratch[c + 42]) + extra
         else:
-            reach = min(diagonal + 1, count << 2)
-            top, bottom = rim(origin, 16, reach, scratch)
-            side, right = rim(origin, 1, reach, scratch)
+            top, side, bottom, right = rims(origin, count << 2, scratch)
             expected, total = predict(
                 border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side
             )  # fmt: skip
@@ -305,6 +306,6 @@ def row(
 
 
 FUNCTIONS = (
-    symbol, raw, escape, border, rim, predict, settle, block, neighbours, activity, coded_block, unit, begin, forget,
+    symbol, raw, escape, border, rims, predict, settle, block, neighbours, activity, coded_block, unit, begin, forget,
     row,
 )  # fmt: skip
