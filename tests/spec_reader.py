@@ -25,10 +25,10 @@ BINS = ("bin", "bins/size", "bins/taken")
 SCORES = ("bins/rs", "bins/ds", "bins/is")
 FLOAT = float(np.finfo(np.float32).max)
 BUILT_IN = Path(__file__).parent.parent / "dqcodec" / "codec" / "dct"  # R-26: data, as the specification is
-DEFAULT_1 = {  # R-26: SHA-256 by unit
-    16: "33ec992a6ff578e03dbaeb6ff71b722c12e47fe0806ad667e610b22665a289e9",
-    8: "47cdcde91b85ae9ccf38cc46c6164a03de398e007616a32632749c8c8b743812",
-    4: "9a9baff4d875fcf1afcad6b6f955252ac0c3edd5e8aa358d093f83d8f88990cb",
+DEFAULT_2 = {  # R-26: SHA-256 by unit
+    16: "0dee8bf3c98091476fbe603e2d9437c0cd718a38f6a00aed35a8c4fb4b423c5e",
+    8: "fa42e7541d09c80c2844a4c79d391dba3ff6201b3f8521ae5b387d0797a29e76",
+    4: "356fa2f036bf4f99a78d84bd814604caf892dc1de86c29276fa5aca517e23bdc",
 }
 CLASSES = {4: 16, 8: 64, 16: 62}  # section 7.2: position classes
 BIN_LIMITS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 21, 30)  # section 7.4
@@ -168,7 +168,7 @@ def read_root(members: Members) -> dict:
         offset = entry(transform, "offset", list)
         fits = len(offset) == 3 and all(type(value) is int and abs(value) <= 31 for value in offset)
         require(fits, f"offset {offset}")
-        require(entry(transform, "tables", str) in ("file", "default-1"), f"tables {transform['tables']!r}")  # R-26
+        require(entry(transform, "tables", str) in ("file", "default-2"), f"tables {transform['tables']!r}")  # R-26
     fits = "consolidated_metadata" not in root and type(attributes.get("user", {})) is dict  # R-5
     require(fits, "consolidated metadata, or 'user' is not an object")
     entry(dqz, "samples", int, 1, 1 << 31)
@@ -328,9 +328,9 @@ def decode(data: memoryview, bits: int, scale: int, shape: tuple[int, int, int, 
 
 
 def built_in(unit: int) -> list[np.ndarray]:
-    """R-26: context, coefficient, side and rotation of "default-1"."""
-    data = (BUILT_IN / f"default-1-{unit}.bin").read_bytes()
-    require(hashlib.sha256(data).hexdigest() == DEFAULT_1[unit], "not the tables of the specification")
+    """R-26: context, coefficient, side and rotation of "default-2"."""
+    data = (BUILT_IN / f"default-2-{unit}.bin").read_bytes()
+    require(hashlib.sha256(data).hexdigest() == DEFAULT_2[unit], "not the tables of the specification")
     coefficients, sides, rotations = struct.unpack("<3H", data[:6])
     contexts = len(data) - 6 - 32 * (coefficients + sides) - 3 * rotations
     shapes = [("u1", (contexts,)), ("<u2", (coefficients, 16)), ("<u2", (sides, 16)), ("u1", (rotations, 3))]
@@ -443,14 +443,19 @@ def basis(side: int) -> np.ndarray:
 SCAN, BASIS = {side: scan(side) for side in CLASSES}, {side: basis(side) for side in CLASSES}
 
 
+def bin_of(total: int) -> int:
+    """Section 7.4: the bin of a sum."""
+    return sum(limit < total for limit in BIN_LIMITS)
+
+
 class DctSample:
-    """Section 7: decodes one sample; `cells` has DC integer and activity by plane, row and column of the cell."""
+    """Section 7: decodes one sample; `cells` has m, m' and activity by plane, row and column of the cell."""
 
     def __init__(self, stream: Stream, transform: dict, tables: Tables, there: np.ndarray, channels: int):
         self.stream, self.tables = stream, tables
         self.unit, self.dependent = transform["unit"], transform["dependent"]
         self.offset = [0, *transform["offset"]]
-        self.cells: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self.cells: dict[tuple[int, int, int], tuple[int, int, int]] = {}
         self.whole: set[tuple[int, int]] = set()  # units whose luma is one block of 16
         rows, across = there.shape
         self.planes = np.zeros((channels, rows * self.unit, across * self.unit))  # in steps
@@ -490,20 +495,23 @@ class DctSample:
     def near(self, plane: int, row: int, column: int) -> int:
         """Section 7.5."""
         around = [(plane, row - 1, column), (plane, row, column - 1)]
-        activities = [self.cells[cell][1] for cell in around if cell in self.cells]
+        activities = [self.cells[cell][2] for cell in around if cell in self.cells]
         return min(16, sum(activities) * 2 // len(activities)) if activities else 17
 
-    def prediction(self, plane: int, row: int, column: int, cells: int) -> int:
-        """Section 7.6: of the DC integer."""
+    def prediction(self, plane: int, row: int, column: int, v: np.ndarray) -> tuple[int, int]:
+        """Section 7.6: of the DC integer, and the bin of DC; v has the other coefficients."""
+        cells = len(v) // 4
         above = [(plane, row - 1, column + i) for i in range(cells)]
         beside = [(plane, row + i, column - 1) for i in range(cells)]
-        edges = [edge for edge in (above, beside) if edge[0] in self.cells]
-        if not edges:
-            return 0
-        total = sum(self.cells[cell][0] for edge in edges for cell in edge)
-        j = 1 + len(edges)
-        size = (abs(total) + 2 ** (j - 1)) >> j
-        return size if total > 0 else -size
+        sums = int(v[1:8, 0].sum()), int(v[0, 1:8].sum())
+        ends = [
+            sum(self.cells[cell][which] for cell in edge) - (45 * sums[which] >> 5)
+            for which, edge in enumerate((above, beside))
+            if edge[0] in self.cells
+        ]
+        if len(ends) == 2:
+            return (sum(ends) + 64) >> 7, bin_of(min(105, abs(ends[0] - ends[1]) >> 6))
+        return ((ends[0] + 32) >> 6 if ends else 0), 12
 
     def level(self, context: int) -> int:
         """R-29, 2."""
@@ -531,13 +539,14 @@ class DctSample:
             last += self.symbol(self.tables.low[kind] + high) & (2**bits - 1)
         v = np.zeros((side, side))
         a = [[0] * (side + 2) for _ in range(side + 2)]
-        state = dc = 0
+        state = dc = expected = 0
         for k in range(last, -1, -1):
             y, x, place = SCAN[side][k]
             number = 12
-            if k < last:
-                around = 2 * (a[y][x + 1] + a[y + 1][x]) + a[y + 1][x + 1] + a[y][x + 2] + a[y + 2][x]
-                number = sum(limit < around for limit in BIN_LIMITS)
+            if k == 0:
+                expected, number = self.prediction(plane, row, column, v)
+            elif k < last:
+                number = bin_of(2 * (a[y][x + 1] + a[y + 1][x]) + a[y + 1][x + 1] + a[y][x + 2] + a[y + 2][x])
             level = self.level(self.tables.coefficient[kind] + 26 * place + 2 * number + state // 2)
             m = abs(level)
             a[y][x] = min(15, m)
@@ -547,12 +556,13 @@ class DctSample:
             value = 64 * r + self.offset[min(r, 3)] if r else 0
             v[y, x] = math.copysign(value, level)
             dc = r if level > 0 else -r
-        dc += self.prediction(plane, row, column, cells)
-        dc = max(-(2**20), min(2**20, dc))
+        dc = max(-(2**20), min(2**20, dc + expected))
+        lines = [(line[2:8:2].sum() - line[1:8:2].sum()) for line in (v[:, 0], v[0])]
+        rims = [16 // side * (16 * dc + (45 * int(line) >> 7)) for line in lines]
         v[0, 0] = 64 * dc
         activity = 1 + int(math.log2(last * 256 // side**2)) if last else 0
         for i, j in np.ndindex(cells, cells):
-            self.cells[plane, row + i, column + j] = (dc * 16 // side, activity)
+            self.cells[plane, row + i, column + j] = (*rims, activity)
         pixels = BASIS[side].T @ (v / 64) @ BASIS[side]
         self.planes[plane, 4 * row : 4 * row + side, 4 * column : 4 * column + side] = pixels
         return activity

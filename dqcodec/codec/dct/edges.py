@@ -13,7 +13,8 @@ Array = npt.NDArray[Any]
 class Edges(NamedTuple):
     """Flat arrays over cells of 4 x 4 pixels; plane k starts at k * width above, and at k * 4 at the left.
 
-    dc_above, dc_left              int32   DC integers times 16 / block side; NO_DC where nothing was decoded
+    dc_above, dc_left              int32   what a block looks like at its rim, see stream.settle: 16ths of a DC integer,
+                                           times 16 / block side; NO_DC where nothing was decoded
     activity_above, activity_left  int32   see stream.activity; NONE where nothing was decoded
     flags                          int32 (columns + 1,)   whether a unit is one luma block: above, and at the left
     width, columns                 cells and units in a row

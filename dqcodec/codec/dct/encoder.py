@@ -18,19 +18,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dqcodec.codec.dct import stream
-from dqcodec.codec.dct.engine import build, jit
+from dqcodec.codec.dct.engine import jit
 from dqcodec.codec.dct.search import (
+    CLASS,
+    DOUBLE_BIN,
     FAR,
+    FIRST,
     LAST_BIN,
     STEPS,
     U0,
     U1,
     U2,
-    U8,
     U63,
-    U64,
     compiled,
     compiled_fast,
+    decoder,
     magnitude_bits,
     neighbour_bin,
     quantise_dependent,
@@ -38,8 +40,9 @@ from dqcodec.codec.dct.search import (
 )
 from dqcodec.codec.dct.transform import matrix, scan_places
 
-_compiled = build(stream, compiled)
-predict, neighbours, activity, forget = (_compiled[n] for n in ("predict", "neighbours", "activity", "forget"))
+border, settle, neighbours, activity, forget = (
+    decoder[name] for name in ("border", "settle", "neighbours", "activity", "forget")
+)
 
 # By effort (tables.EFFORTS): a choice whose estimated cost is more than this share above the other's is not searched.
 # First of 8 x 8 and 4 x 4, then of one 16 x 16 and four quadrants.
@@ -121,6 +124,7 @@ class Bench(NamedTuple):
     levels: Any  # int32 (1280,): their levels
     last: Any  # int32 (SLOTS,): of the blocks searched
     high: Any  # int32 (SLOTS,): their contexts of the high part of `last`
+    place: Any  # int32 (SLOTS,): places of the bins of their DC, see stream.predict
     estimate: Any  # float32 (21,): cost of the luma blocks
     temp: Any  # float32 (512,)
     saved: Any  # int32 (64,): edges put aside
@@ -130,7 +134,8 @@ class Bench(NamedTuple):
 def bench() -> Bench:
     return Bench(
         np.zeros(1280, np.float32), np.zeros(1280, np.int32), np.zeros(SLOTS, np.int32), np.zeros(SLOTS, np.int32),
-        np.zeros(21, np.float32), np.zeros(512, np.float32), np.zeros(64, np.int32), np.zeros(1024, np.uint64),
+        np.zeros(SLOTS, np.int32), np.zeros(21, np.float32), np.zeros(512, np.float32), np.zeros(64, np.int32),
+        np.zeros(1024, np.uint64),
     )  # fmt: skip
 
 
@@ -172,30 +177,27 @@ def search_block(slot, kind, size, high, plane, column, row, edges, order, depen
     low_bits = 0 if size == 4 else (2 if size == 8 else 4)
     start = 0 if size == 4 else (16 if size == 8 else 80)
     cells = size >> 2
-    above, left = plane * edges.width + column, (plane << 2) + row
+    above, beside = plane * edges.width + column, (plane << 2) + row
     at = place_in_unit(slot)
-    pred = predict(edges.dc_above, edges.dc_left, above, left, cells)
-    dc0 = b.x[at]
-    b.x[at] = dc0 - np.float32(pred)
+    rim_above, rim_left = border(edges.dc_above, above, cells), border(edges.dc_left, beside, cells)
     side = np.uint64(2 * order.pairs + high)
     if dependent:
-        cost, last, dc = quantise_dependent(
+        cost, last, dc, place, bottom, right = quantise_dependent(
             b.x, np.uint64(at), np.uint64(start), np.uint64(size * size), np.uint64(kind), np.uint64(order.pair[kind]),
-            side, np.uint64(low_bits), prices, b.levels, b.trail,
+            side, np.uint64(low_bits), rim_above, rim_left, prices, b.levels, b.trail,
         )  # fmt: skip
     else:
-        cost, last, dc = quantise_plain(
+        cost, last, dc, place, bottom, right = quantise_plain(
             b.x, np.uint64(at), np.uint64(start), np.uint64(size * size), np.uint64(kind), np.uint64(order.pair[kind]),
-            side, np.uint64(low_bits), prices, b.levels,
+            side, np.uint64(low_bits), rim_above, rim_left, prices, b.levels,
         )  # fmt: skip
-    b.x[at] = dc0
-    dc = min(max(dc + pred, -stream.MAX_DC), stream.MAX_DC) * 4 // cells
+    settle(min(max(dc, -stream.MAX_DC), stream.MAX_DC), bottom, right, above, beside, cells, edges)
     active = activity(np.int64(last), size)
     for i in range(cells):
-        edges.dc_above[above + i] = edges.dc_left[left + i] = dc
-        edges.activity_above[above + i] = edges.activity_left[left + i] = active
+        edges.activity_above[above + i] = edges.activity_left[beside + i] = active
     b.last[slot] = last
     b.high[slot] = high
+    b.place[slot] = place
     return cost, active
 
 
@@ -218,7 +220,9 @@ def emit_block(slot, kind, size, order, coding, b, ops, n):
     first = np.uint64(order.pair[kind]) << U1
     for k in range(last, -1, -1):
         step = np.uint64(STEPS[np.uint64(start + k)])
-        context = np.int64(first + (step >> U8) + bin2) + (state >> 1)
+        if k == 0:
+            bin2 = np.uint64(DOUBLE_BIN[b.place[slot]])
+        context = np.int64(first + (step >> CLASS) + bin2) + (state >> 1)
         level = np.int64(b.levels[np.uint64(at + k)])
         m = abs(level)
         now |= np.uint64(min(m, 15)) << (step & U63)
@@ -228,9 +232,9 @@ def emit_block(slot, kind, size, order, coding, b, ops, n):
         else:
             n = emit_large(context, m, 1 if level < 0 else 0, ops, n)
         state = (coding.transitions >> ((state << 2) | ((m & 1) << 1))) & 3
-        if step & U64:
+        if step & FIRST:
             now, near, far = U0, now, near
-        if k > 0:
+        if k > 1:
             bin2 = neighbour_bin(near, far, np.uint64(STEPS[np.uint64(start + k - 1)]) & U63)
     return n
 

@@ -22,7 +22,7 @@ from dqcodec.codec.dct.transform import CHROMA_STEP, PLAIN_NOTCHES, STEPS
 
 Array = npt.NDArray[Any]
 
-LAMBDA = {True: 0.28, False: 0.12}  # steps^2 a bit
+LAMBDA = {True: 0.36, False: 0.12}  # steps^2 a bit
 STORED_MEMBERS = 3200  # bytes of four columns but for their values
 MAX_OPERATIONS = 3  # of a coefficient; a block has two more
 

@@ -25,6 +25,7 @@ NONE = -1  # activity of a cell that was not decoded
 NO_DC = -(2**31)  # DC of a cell that was not decoded
 MAX_DC = 1 << 20  # of a DC integer's absolute value
 COEFFICIENTS = 2048  # where they start in `scratch`, after the cells
+RIM = 45  # sqrt(2) in 32nds, about: at a block's rim a coefficient of the first row or column counts so much against DC
 
 
 def symbol(distribution: int, alias: Any, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
@@ -65,14 +66,62 @@ def escape(code: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, i
     return (-magnitude if value & 1 else magnitude), x, p
 
 
+def border(values: Any, first: int, count: int) -> int:
+    """What the cells next to a block, `count` of them, say of its rim: their sum, NO_DC if they were not decoded."""
+    if values[first] == NO_DC:
+        return NO_DC
+    total = 0
+    for i in range(count):
+        total += int(values[first + i])
+    return total
+
+
+def rims(origin: int, size: int, scratch: Any) -> tuple[int, int, int, int]:
+    """Sums of a block's coefficients at its upper, left, lower and right rim: of the first column (upper and lower) and
+    row, without DC, up to frequency 7, for the lower and the right rim those of odd frequency negative."""
+    odd = even = odd_row = even_row = 0
+    for i in range(1, min(size, 8), 2):
+        odd += int(scratch[(origin + (i << 4)) & 0xFFFFFF])
+        odd_row += int(scratch[(origin + i) & 0xFFFFFF])
+    for i in range(2, min(size, 8), 2):
+        even += int(scratch[(origin + (i << 4)) & 0xFFFFFF])
+        even_row += int(scratch[(origin + i) & 0xFFFFFF])
+    return even + odd, even_row + odd_row, even - odd, even_row - odd_row
+
+
+def predict(above: int, left: int, top: int, side: int) -> tuple[int, int]:
+    """What a block's DC integer should be so that its rim goes on from its neighbours': (that, place of its bin).
+
+    above, left  what `border` says, 64ths of a step
+    top, side    its own sums for its upper and left rim, as `rims` says
+    The bin of DC is that of the difference between the two neighbours' opinions, and LAST_BIN where there is only one.
+    """
+    up, beside = above - (RIM * top >> 5), left - (RIM * side >> 5)
+    if above == NO_DC or left == NO_DC:
+        one = up if left == NO_DC else beside
+        return (0 if above == left else (one + 32) >> 6), LAST_BIN
+    return (up + beside + 64) >> 7, min(abs(up - beside) >> 6, LAST_BIN - 1)
+
+
+def settle(dc: int, bottom: int, right: int, a: int, b: int, count: int, edges: Any) -> None:
+    """Remember a block's DC integer with the sums of its lower and right rim, for the blocks below (from a) and right
+    of it (from b)."""
+    scale = 4 // count
+    below, beside = (16 * dc + (RIM * bottom >> 7)) * scale, (16 * dc + (RIM * right >> 7)) * scale
+    for i in range(count):
+        edges.dc_above[a + i], edges.dc_left[b + i] = below, beside
+
+
 def block(
-    start: int, first_cell: int, pair: int, last: int, origin: int, scratch: Any, coding: Any,
-    x: int, words: Any, p: int, end: int,
-) -> tuple[int, int, int]:  # fmt: skip
-    """Decode the coefficients of a block from scan index `last` to DC: (DC integer without its prediction, x, p).
+    start: int, first_cell: int, pair: int, last: int, origin: int, a: int, b: int, count: int, edges: Any,
+    scratch: Any, coding: Any, x: int, words: Any, p: int, end: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Decode the coefficients of a block from scan index `last` to DC: (x, p).
 
     Values, 64ths of a step, go to `scratch` at `origin` + their place in the unit. The context of a coefficient is its
-    position class, the sum of five neighbours of higher frequency, and the quantiser that its state has.
+    position class, the sum of five neighbours of higher frequency, and the quantiser that its state has; DC, which
+    comes last, is predicted, and its bin is what `predict` says. a, b: the block's first cell in edges.dc_above and
+    dc_left, count: how many cells each.
     """
     table, alias, transitions = coding.table, coding.alias, coding.transitions
     diagonal = ((int(table[POSITION + ((start + last) & 511)]) >> 8) & 1023) // 20
@@ -81,12 +130,19 @@ def block(
         scratch[i] = 0
     state = 0
     extra = LAST_BIN  # added to the neighbour sum of the first coefficient
+    expected = bottom = right = 0
     for k in range(last, -1, -1):
         word = int(table[POSITION + ((start + k) & 511)])
         c = (first_cell + ((word >> 8) & 1023)) & 2047
-        total = ((int(scratch[c + 20]) + int(scratch[c + 21])) << 1) + int(scratch[c + 41])
-        total += int(scratch[c + 40]) + int(scratch[c + 42])
-        both = int(table[PAIRS + ((pair + (word >> 18) + int(table[SUM_BIN + ((total + extra) & 127)])) & 4095)])
+        if k:
+            total = ((int(scratch[c + 20]) + int(scratch[c + 21])) << 1) + int(scratch[c + 41])
+            total += int(scratch[c + 40]) + int(scratch[c + 42]) + extra
+        else:
+            top, side, bottom, right = rims(origin, count << 2, scratch)
+            expected, total = predict(
+                border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side
+            )  # fmt: skip
+        both = int(table[PAIRS + ((pair + (word >> 18) + int(table[SUM_BIN + (total & 127)])) & 4095)])
         extra = 0
         quantiser = state >> 1
         s, x, p = symbol((both >> (quantiser << 3)) & 255, alias, x, words, p, end)
@@ -101,23 +157,11 @@ def block(
             value = 64 * ((s << coding.dependent) - quantiser) + coding.far
             scratch[(origin + (word & 255)) & 0xFFFFFF] = value if level > 0 else -value
         state = (transitions >> ((state << 2) | ((s & 1) << 1))) & 3
-    return (int(scratch[origin & 0xFFFFFF]) + 32) >> 6, x, p  # without the offset
-
-
-def predict(above: Any, left: Any, a: int, b: int, cells: int) -> int:
-    """DC of a block from the cells above it (from `a`) and at its left (from `b`), `cells` of each: the mean of those
-    that were decoded, times cells / 4 as a block's DC grows with its side; rounded, ties away from zero."""
-    total, shift = 0, 1
-    if above[a] != NO_DC:
-        for i in range(cells):
-            total += int(above[a + i])
-        shift += 1
-    if left[b] != NO_DC:
-        for i in range(cells):
-            total += int(left[b + i])
-        shift += 1
-    size = (abs(total) + (1 << shift >> 1)) >> shift
-    return size if total > 0 else -size
+    dc = expected + ((int(scratch[origin & 0xFFFFFF]) + 32) >> 6)  # without the offset
+    dc = min(max(dc, -MAX_DC), MAX_DC)
+    scratch[origin & 0xFFFFFF] = dc * 64
+    settle(dc, bottom, right, a, b, count, edges)
+    return x, p
 
 
 def neighbours(above: Any, left: Any, a: int, b: int) -> int:
@@ -157,16 +201,14 @@ def coded_block(
     start = 0 if size == 4 else (16 if size == 8 else 80)
     planes = len(edges.dc_left) >> 2
     origin = COEFFICIENTS + ((place * planes + plane) << 8) + (row << 6) + (column << 2)
-    dc, x, p = block(
-        start, (size >> 3) * CELLS, int(order.pair[kind]), last, origin, scratch, coding, x, words, p, end
-    )  # fmt: skip
     count = size >> 2
     a, b = plane * edges.width + place * (order.unit >> 2) + column, (plane << 2) + row
-    dc = min(max(dc + predict(edges.dc_above, edges.dc_left, a, b, count), -MAX_DC), MAX_DC)
-    scratch[origin] = dc * 64
+    x, p = block(
+        start, (size >> 3) * CELLS, int(order.pair[kind]), last, origin, a, b, count, edges, scratch, coding,
+        x, words, p, end,
+    )  # fmt: skip
     active = activity(last, size)
     for i in range(count):
-        edges.dc_above[a + i] = edges.dc_left[b + i] = dc * (4 // count)
         edges.activity_above[a + i] = edges.activity_left[b + i] = active
     return last, active, x, p
 
@@ -263,4 +305,7 @@ def row(
     return x, p
 
 
-FUNCTIONS = (symbol, raw, escape, block, predict, neighbours, activity, coded_block, unit, begin, forget, row)
+FUNCTIONS = (
+    symbol, raw, escape, border, rims, predict, settle, block, neighbours, activity, coded_block, unit, begin, forget,
+    row,
+)  # fmt: skip

@@ -31,7 +31,7 @@ MAX_TABLES = 256  # distributions
 MAX_ROTATIONS = 256
 MAX_OFFSET = 31
 EFFORTS = ("fast", "default", "best")  # how long encoders search
-OFFSETS = {True: (9, -6, -2), False: (0, -2, -1)}  # that encoders take: of the dependent, of the plain quantiser
+OFFSETS = {True: (11, -6, -2), False: (0, -2, -1)}  # that encoders take: of the dependent, of the plain quantiser
 POSITION, SUM_BIN, POINTS, SIDES, PAIRS = 0, 512, 640, 704, 1024  # places in Coding.table
 MAX_PAIRS = 4096
 TRANSITIONS = sum(n << 2 * i for i, n in enumerate((0, 2, 2, 0, 1, 3, 3, 1)))  # from state i // 2 on parity i % 2
@@ -191,7 +191,7 @@ def alias(frequency: Array) -> Array:
     return words
 
 
-DEFAULT = "default-1"  # name of the built-in tables; a change of their bytes would be another name
+DEFAULT = "default-2"  # name of the built-in tables; a change of their bytes would be another name
 
 
 def default(name: str, unit: int, offset: Sequence[int], dependent: bool) -> Tables:

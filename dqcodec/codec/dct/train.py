@@ -14,7 +14,7 @@ from dqcodec.codec.dct.transform import angles
 
 Array = npt.NDArray[Any]
 
-COEFFICIENT_TABLES, SIDE_TABLES = 52, 12  # distributions of a file
+COEFFICIENT_TABLES, SIDE_TABLES = 52, 20  # distributions of a file
 
 
 def costs(tables: Tables, order: Contexts) -> Array:
