@@ -33,9 +33,8 @@ def planes_of(form: Format, image: Array, q: int) -> tuple[Array, Array, filter.
     """The planes of an image as decoded, in the filter's integers, and as they were; what the filter knows of them."""
     kept = np.ones((1, form.rows * form.columns), np.uint8)
     payload, colour = Encoder(form, "default").encode(image, kept[0], q)
-    bench = filter_compiled.bench(
-        np.zeros((filter.LUMA + filter.CHROMA, 6), np.int8), form.rows, form.columns, 3, form.unit
-    )
+    tables = filter_compiled.tables_of(np.zeros((filter.LUMA + filter.CHROMA, 6), np.int8), form.unit)
+    bench = filter_compiled.bench(tables, form.rows, form.columns, 3, form.unit)
     inverse.decode(
         np.frombuffer(payload, np.uint8), np.array([0, len(payload)]), kept, STEPS[[q]] / np.float32(64), CHROMA_STEP,
         form.rotations[[colour]].reshape(1, 9), form.height, form.width, 3, form.edges(), form.order,

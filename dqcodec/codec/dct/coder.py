@@ -66,6 +66,13 @@ class Format:
         """float32 (R, 3, 3)."""
         return rotation_matrices(self.tables.rotation)
 
+    @cached_property
+    def filter_tables(self) -> tuple[Array, Array] | None:
+        """The weights as the compiled filter takes them."""
+        from dqcodec.codec.dct import filter_compiled
+
+        return None if self.weights is None else filter_compiled.tables_of(self.weights, self.unit)
+
     def edges(self) -> Edges:
         return edges(self.columns, self.unit, self.channels)
 
@@ -92,7 +99,7 @@ def decode(form: Format, payloads: Sequence[bytes], kept: Array, scale: Array, c
     else:
         from dqcodec.codec.dct import filter_compiled, inverse
 
-        bench = filter_compiled.bench(form.weights, form.rows, form.columns, form.channels, form.unit)
+        bench = filter_compiled.bench(form.filter_tables, form.rows, form.columns, form.channels, form.unit)
         starts = np.cumsum([0, *map(len, payloads)])
         longest = int(np.diff(starts).max())
         bad = inverse.decode(

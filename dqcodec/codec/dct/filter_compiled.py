@@ -105,19 +105,22 @@ class Bench(NamedTuple):
     places: Any
 
 
-def bench(weights: Array | None, rows: int, columns: int, planes: int, unit: int) -> Bench:
-    """For images of so many units; weights as in `filter.weights`, None: nothing is filtered."""
-    if weights is None:
+def bench(tables: tuple[Array, Array] | None, rows: int, columns: int, planes: int, unit: int) -> Bench:
+    """For images of so many units; tables as `tables_of` makes them, None: nothing is filtered."""
+    if tables is None:
         rows = columns = 0
-    no_table = np.zeros(0, np.int16)
+    luma, chroma = tables or (np.zeros(0, np.int16), np.zeros(0, np.int16))
     return Bench(
-        no_table if weights is None else luma_table(weights),
-        no_table if weights is None else chroma_table(weights, unit),
-        np.zeros(planes * plane_size(rows, columns, unit), np.int16),
+        luma, chroma, np.zeros(planes * plane_size(rows, columns, unit), np.int16),
         np.zeros(rows * columns * (unit // 4) ** 2, np.int32), np.zeros(rows * columns * 2, np.int32),
         np.zeros(3 * RING, np.int16), np.zeros(ACTIVITIES - 1, np.int16),
         np.zeros(32, np.int16), np.zeros(12, np.int32),
     )  # fmt: skip
+
+
+def tables_of(weights: Array, unit: int) -> tuple[Array, Array]:
+    """`luma_table` and `chroma_table` of weights as in `filter.weights`."""
+    return luma_table(weights), chroma_table(weights, unit)
 
 
 def plane_size(rows: int, columns: int, unit: int) -> int:
