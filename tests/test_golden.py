@@ -25,9 +25,27 @@ def test_they_are_all_there_and_unchanged():
     assert {path.relative_to(GOLDEN).as_posix() for path in files} == stated.keys()
     for name, digest in stated.items():
         assert hashlib.sha256((GOLDEN / name).read_bytes()).hexdigest() == digest, name
-    assert {folder.name for folder in FOLDERS} >= {"pixel-rgb", "pixel-grey", "pixel-large"}
+    assert {folder.name for folder in FOLDERS} >= {
+        "pixel-rgb",
+        "pixel-grey",
+        "pixel-large",
+        "dct-rgb",
+        "dct-dropped",
+        "dct-grey",
+    }
     assert {folder.name for folder in TEXTS} >= {"text"}
     assert {path.parent for path in GOLDEN.glob("*/file.dqz")} == {*FOLDERS, *TEXTS}
+
+
+def assert_alike(found, expected, folder):
+    """The same images; those of dct to one grey level (R-32)."""
+    if folder.name.startswith("dct"):
+        assert found.shape == expected.shape
+        apart = np.abs(found.astype(int) - expected)
+        assert apart.max() <= 1
+        assert (apart > 0).mean() < 1e-3
+    else:
+        assert_same(found, expected)
 
 
 @pytest.mark.spec("R-15", "R-18", "R-19", "R-21", "R-22")
@@ -36,7 +54,7 @@ def test_the_package_decodes_them(folder):
     expected = np.load(folder / "expected.npz")
     with dqcodec.open(folder / "file.dqz") as file:
         everything = range(len(file))
-        assert_same(file.images(everything, fill="none"), expected["images"])
+        assert_alike(file.images(everything, fill="none"), expected["images"], folder)
         assert_same(file.mask(everything), expected["mask"])
     assert verify(folder / "file.dqz").ok
 
@@ -46,7 +64,7 @@ def test_the_package_decodes_them(folder):
 def test_the_reader_from_the_spec_decodes_them(folder):
     expected = np.load(folder / "expected.npz")
     found = spec_reader.read(folder / "file.dqz")
-    assert_same(found["images"], expected["images"])
+    assert_alike(found["images"], expected["images"], folder)
     assert_same(found["mask"], expected["mask"])
     assert spec_reader.fingerprint(folder / "file.dqz") == found["root"]["fingerprint"]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -22,9 +23,14 @@ import zstandard
 import dqcodec
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec import text as text_codec
+from dqcodec.codec.dct import train
+from dqcodec.codec.dct.coder import Format
+from dqcodec.codec.dct.filter import FILTER, NONE, weights
+from dqcodec.codec.dct.pack import Encoder, dependent
+from dqcodec.codec.dct.tables import DEFAULT, OFFSETS, built_in
 from dqcodec.container.spec import DICTIONARY, Array, Header, pack_mask
 from dqcodec.container.writer import Writer
-from dqcodec.patches import keep_mask, to_patches
+from dqcodec.patches import keep_mask, to_patches, to_units
 from dqcodec.records import RecordFile
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
@@ -97,6 +103,49 @@ def write(
         writer.finish(Header(0, height, width, channels, patch, 1, tuple(classes)), columns)
 
 
+def dct(path: Path, shape: tuple[int, int, int], patch: int, unit: int, drop: float, effort: str, own: bool) -> None:
+    """Nine samples of the transform dct, from the finest step to coarse ones; own: with tables of its own.
+
+    shape   height, width, channels
+    """
+    n, (height, width, channels) = 9, shape
+    grid = (height // patch, width // patch)
+    images = [image(k, *shape) for k in range(n)]
+    images[0][:] = 128  # nothing to code
+    images[1][:] = np.where(np.indices(shape).sum(0) % 2, 0, 255)
+    scores = np.stack([np.arange(grid[0] * grid[1]) * 7919 % 31 + k for k in range(n)])
+    masks = keep_mask(scores, drop, grid)
+    scale = np.arange(n) * 14
+    known = built_in(unit, dependent(effort))
+    form = Format(height, width, channels, known, weights(FILTER if effort == "default" else NONE, unit))
+    units = np.ones((n, form.rows * form.columns), np.uint8)
+    if drop:
+        units = to_units(masks, grid, patch // unit).astype(np.uint8)
+    if own:
+        counts = sum(Encoder(form, effort).count(*sample) for sample in zip(images, units, scale.tolist(), strict=True))
+        made = train.make(np.asarray(counts), form.order, known.rotation, OFFSETS[known.dependent], known.dependent)
+        form = replace(form, tables=made)
+    encoder, tables = Encoder(form, effort), form.tables
+    coded = [encoder.encode(*sample) for sample in zip(images, units, scale.tolist(), strict=True)]
+    columns = {"label": np.zeros(n, np.int64), "bits": 2 + np.arange(n) % 7, "scale": scale}
+    if channels == 3:
+        columns["colour"] = np.array([colour for _, colour in coded])
+    if drop:
+        columns["mask"] = pack_mask(masks)
+    if own:
+        names = ["context", "coefficient", "side"] + ["rotation"] * (channels == 3)
+        columns |= {f"tables/{name}": getattr(tables, name) for name in names}
+    parameters = {
+        "unit": unit, "dependent": tables.dependent, "offset": tables.offset.tolist(),
+        "tables": "file" if own else DEFAULT, "filter": FILTER if form.weights is not None else NONE,
+    }  # fmt: skip
+    with Writer(path) as writer:
+        for payload, _ in coded:
+            writer.append(payload)
+        header = Header(0, height, width, channels, patch, 1, ("one",), "dct", ("dct",), parameters=parameters)
+        writer.finish(header, columns)
+
+
 def question(number: int) -> dict[str, Any]:
     """A plain record of a training set."""
     answer = f"{number} times {number % 7} is {number * (number % 7)}."
@@ -166,6 +215,9 @@ def main() -> None:
         "pixel-rgb": lambda path: write(path, 21, 24, 32, 3, 4, 0.25, ["cat", "größe", "snow dog"]),
         "pixel-grey": lambda path: write(path, 15, 10, 10, 1, 5, 0.0, ["one"]),
         "pixel-large": large,
+        "dct-rgb": lambda path: dct(path, (40, 56, 3), 8, 16, 0.0, "default", own=True),
+        "dct-dropped": lambda path: dct(path, (48, 64, 3), 8, 8, 0.25, "default", own=False),
+        "dct-grey": lambda path: dct(path, (24, 36, 1), 12, 4, 0.5, "fast", own=False),
         "text": text,
     }
     for name, make in wanted.items():
