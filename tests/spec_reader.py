@@ -30,6 +30,11 @@ DEFAULT_2 = {  # R-26: SHA-256 by unit
     8: "fa42e7541d09c80c2844a4c79d391dba3ff6201b3f8521ae5b387d0797a29e76",
     4: "356fa2f036bf4f99a78d84bd814604caf892dc1de86c29276fa5aca517e23bdc",
 }
+FILTER_1 = {  # R-40: SHA-256 by unit
+    16: "a070c3e80f7ef2c7fd4b37228d3da46beee0ed1c13c71e5d403a259be996bd2f",
+    8: "a1d2795694cb63dcba020766e4c3911f88a4a93bfeb73da3da7588ccc526723d",
+    4: "aa885bd0749f4dcdf346f402bba6e816df8dc090a291103d46405898bdf1258a",
+}
 CLASSES = {4: 16, 8: 64, 16: 62}  # section 7.2: position classes
 BIN_LIMITS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 21, 30)  # section 7.4
 DATE = r"\d{4}-\d\d-\d\d"
@@ -169,6 +174,7 @@ def read_root(members: Members) -> dict:
         fits = len(offset) == 3 and all(type(value) is int and abs(value) <= 31 for value in offset)
         require(fits, f"offset {offset}")
         require(entry(transform, "tables", str) in ("file", "default-2"), f"tables {transform['tables']!r}")  # R-26
+        require(entry(transform, "filter", str) in ("none", "filter-1"), f"filter {transform['filter']!r}")  # R-40
     fits = "consolidated_metadata" not in root and type(attributes.get("user", {})) is dict  # R-5
     require(fits, "consolidated metadata, or 'user' is not an object")
     entry(dqz, "samples", int, 1, 1 << 31)
@@ -327,10 +333,16 @@ def decode(data: memoryview, bits: int, scale: int, shape: tuple[int, int, int, 
     return np.clip(np.rint(product).astype(np.int32) + 128, 0, 255).astype(np.uint8)
 
 
+def data_of(name: str, digest: str) -> bytes:
+    """R-26, R-40: the bytes of a file that the specification names by its SHA-256."""
+    data = (BUILT_IN / name).read_bytes()
+    require(hashlib.sha256(data).hexdigest() == digest, f"{name} is not that of the specification")
+    return data
+
+
 def built_in(unit: int) -> list[np.ndarray]:
     """R-26: context, coefficient, side and rotation of "default-2"."""
-    data = (BUILT_IN / f"default-2-{unit}.bin").read_bytes()
-    require(hashlib.sha256(data).hexdigest() == DEFAULT_2[unit], "not the tables of the specification")
+    data = data_of(f"default-2-{unit}.bin", DEFAULT_2[unit])
     coefficients, sides, rotations = struct.unpack("<3H", data[:6])
     contexts = len(data) - 6 - 32 * (coefficients + sides) - 3 * rotations
     shapes = [("u1", (contexts,)), ("<u2", (coefficients, 16)), ("<u2", (sides, 16)), ("u1", (rotations, 3))]
@@ -339,6 +351,11 @@ def built_in(unit: int) -> list[np.ndarray]:
         arrays.append(np.frombuffer(data, kind, math.prod(shape), place).reshape(shape))
         place += arrays[-1].nbytes
     return arrays
+
+
+def built_in_weights(unit: int) -> np.ndarray:
+    """R-40: the rows of "filter-1"."""
+    return np.frombuffer(data_of(f"filter-1-{unit}.bin", FILTER_1[unit]), np.int8).reshape(261, 6).astype(int)
 
 
 Buckets = list[tuple[int, int, int, int, int]]  # cut, F of the bucket's own symbol; other symbol, its offset and F
@@ -363,10 +380,14 @@ def alias(frequencies: Sequence[int]) -> Buckets:
 
 
 class Tables:
-    """Section 7.2: the first context of each kind and block set, the distribution of each context, the rotations."""
+    """Section 7.2: the first context of each kind and block set, the distribution of each context, the rotations.
+
+    Section 7.8: the weights of the filter, None without one.
+    """
 
     def __init__(self, dqz: dict, columns: dict[str, np.ndarray]):
         unit = dqz["transform"]["unit"]
+        self.weights = built_in_weights(unit) if dqz["transform"]["filter"] == "filter-1" else None
         luma = [side for side in (4, 8, 16) if side <= unit]
         sides, sets = [*luma, unit, unit], len(luma) + 2
         *self.coefficient, first = np.cumsum([0, *(26 * CLASSES[side] for side in sides)]).tolist()
@@ -448,8 +469,35 @@ def bin_of(total: int) -> int:
     return sum(limit < total for limit in BIN_LIMITS)
 
 
+def differences(z: np.ndarray, there: np.ndarray, i: int, j: int) -> np.ndarray:
+    """Section 7.8: d(i, j) of every pixel of a plane."""
+    height, width = z.shape
+    z_around, there_around = np.pad(z, 2), np.pad(there, 2)
+    total = np.zeros_like(z)
+    for down, right in ((i, j), (-i, -j)):
+        moved = slice(2 + down, 2 + down + height), slice(2 + right, 2 + right + width)
+        total += np.where(there_around[moved], z_around[moved] - z, 0)
+    return total
+
+
+def distance(place: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Section 7.8: dy of a row, or dx of a column, in blocks of these sides."""
+    inside = place % side
+    return np.minimum(np.minimum(inside, side - 1 - inside), 2)
+
+
+def of_cells(d: np.ndarray) -> np.ndarray:
+    """Section 7.8: V or H, at each pixel that of its cell."""
+    height, width = d.shape
+    sums = np.minimum(np.abs(d) // 4, 1023).reshape(height // 4, 4, width // 4, 4).sum(axis=(1, 3))
+    return sums.repeat(4, 0).repeat(4, 1)
+
+
 class DctSample:
-    """Section 7: decodes one sample; `cells` has m, m' and activity by plane, row and column of the cell."""
+    """Section 7: decodes one sample; `cells` has m, m' and activity by plane, row and column of the cell.
+
+    `planes`, `activities` and `sides` have values, the activity and the side of the block, by plane, row and column.
+    """
 
     def __init__(self, stream: Stream, transform: dict, tables: Tables, there: np.ndarray, channels: int):
         self.stream, self.tables = stream, tables
@@ -457,8 +505,9 @@ class DctSample:
         self.offset = [0, *transform["offset"]]
         self.cells: dict[tuple[int, int, int], tuple[int, int, int]] = {}
         self.whole: set[tuple[int, int]] = set()  # units whose luma is one block of 16
-        rows, across = there.shape
-        self.planes = np.zeros((channels, rows * self.unit, across * self.unit))  # in steps
+        self.there = there.repeat(self.unit, 0).repeat(self.unit, 1)
+        self.planes = np.zeros((channels, *self.there.shape))  # in steps
+        self.activities, self.sides = np.zeros(self.planes.shape, int), np.full(self.planes.shape, self.unit)
         for row, column in np.argwhere(there).tolist():
             self.decode_unit(row, column)
 
@@ -563,15 +612,45 @@ class DctSample:
         activity = 1 + int(math.log2(last * 256 // side**2)) if last else 0
         for i, j in np.ndindex(cells, cells):
             self.cells[plane, row + i, column + j] = (*rims, activity)
-        pixels = BASIS[side].T @ (v / 64) @ BASIS[side]
-        self.planes[plane, 4 * row : 4 * row + side, 4 * column : 4 * column + side] = pixels
+        place = plane, slice(4 * row, 4 * row + side), slice(4 * column, 4 * column + side)
+        self.planes[place] = BASIS[side].T @ (v / 64) @ BASIS[side]
+        self.activities[place], self.sides[place] = activity, side
         return activity
+
+    def rows(self, plane: int, d: list[np.ndarray], step: float) -> tuple[np.ndarray, np.ndarray]:
+        """Section 7.8: the row of the weights of every pixel of a plane, and whether it is turned."""
+        y, x = np.indices(d[0].shape)
+        dy, dx = distance(y, self.sides[plane]), distance(x, self.sides[plane])
+        if plane == 0:
+            v, h, t = of_cells(d[1]), of_cells(d[0]), math.floor(4 * float(np.float32(step)))
+            activity = sum((v + h >= 2**j * t).astype(int) for j in range(9))
+            direction = np.where(v > 2 * h, 1, np.where(h > 2 * v, 2, 0))
+            turned = (direction == 2) | ((direction == 0) & (dy > dx))
+            first = (activity * 2 + (direction != 0)) * 9
+        else:
+            turned = dy > dx
+            first = 180 + self.activities[plane] * 9
+        return first + np.where(turned, 3 * dx + dy, 3 * dy + dx), turned
+
+    def filtered(self, plane: int, p: np.ndarray, step: float) -> np.ndarray:
+        """Section 7.8: what becomes of the values P of a plane."""
+        z = np.clip(np.rint(32 * p), -8191, 8191).astype(int)
+        d = [differences(z, self.there, *place) for place in ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))]
+        row, turned = self.rows(plane, d, step)
+        for j, other in ((0, 1), (4, 5)):
+            d[j], d[other] = np.where(turned, d[other], d[j]), np.where(turned, d[j], d[other])
+        w = self.tables.weights[row]
+        total = z + sum((d[j] * w[..., j] + 128) >> 8 for j in range(6))
+        return np.clip(total, -32768, 32767) / 32
 
     def pixels(self, q: int, turn: Sequence[int]) -> np.ndarray:
         """Section 7.7: all pixels of all units, those of units that are not there without meaning."""
-        z = 0.5 * 2 ** (q / 16) * self.planes
+        step = 0.5 * 2 ** (q / 16)
+        z = step * self.planes
+        z[1:] *= 1.08
+        if self.tables.weights is not None:
+            z = np.stack([self.filtered(plane, p, step) for plane, p in enumerate(z)])
         if len(z) == 3:
-            z[1:] *= 1.08
             (ca, cb, cc), (sa, sb, sc) = (f(2 * math.pi * np.array(turn) / 256) for f in (np.cos, np.sin))
             u = [
                 [ca * cb, ca * sb * sc - sa * cc, ca * sb * cc + sa * sc],
