@@ -31,9 +31,9 @@ DEFAULT_2 = {  # R-26: SHA-256 by unit
     4: "356fa2f036bf4f99a78d84bd814604caf892dc1de86c29276fa5aca517e23bdc",
 }
 FILTER_1 = {  # R-40: SHA-256 by unit
-    16: "a070c3e80f7ef2c7fd4b37228d3da46beee0ed1c13c71e5d403a259be996bd2f",
-    8: "a1d2795694cb63dcba020766e4c3911f88a4a93bfeb73da3da7588ccc526723d",
-    4: "aa885bd0749f4dcdf346f402bba6e816df8dc090a291103d46405898bdf1258a",
+    16: "5472ef290483e84ef5d244ae7a73be451f4a6ae35c6a312951e6f193d23160e3",
+    8: "fc6d738a9d33c1895a45aafbeb6d114558debc0624470f9b12355ce0ddb1bdbd",
+    4: "d557f2dc693070d77356d74c39d9275f1a25231beccf8e6ff26ab4753d4226e5",
 }
 CLASSES = {4: 16, 8: 64, 16: 62}  # section 7.2: position classes
 BIN_LIMITS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 21, 30)  # section 7.4
@@ -634,7 +634,7 @@ class DctSample:
 
     def filtered(self, plane: int, p: np.ndarray, step: float) -> np.ndarray:
         """Section 7.8: what becomes of the values P of a plane."""
-        z = np.clip(np.rint(32 * p), -8191, 8191).astype(int)
+        z = np.clip(np.floor(32 * p + 0.49), -8191, 8191).astype(int)
         d = [differences(z, self.there, *place) for place in ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))]
         row, turned = self.rows(plane, d, step)
         for j, other in ((0, 1), (4, 5)):

@@ -26,6 +26,7 @@ Array = npt.NDArray[Any]
 
 NONE, FILTER = "none", "filter-1"  # names: no filter, the built-in weights; other weights would have another name
 FINE = 32  # integers a grey level
+NEARLY_HALF = 0.49  # for rounding: many planes lie exactly half-way, which floats of another order would miss
 MOST = 8191  # of an integer's absolute value before it is filtered: d_j is below 2^15
 PAIRS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))  # (rows, columns) to one pixel of a pair
 TURNED = (1, 0, 2, 3, 5, 4)  # the pairs when rows and columns change places
@@ -62,8 +63,8 @@ def limits(steps: Array) -> Array:
 
 
 def to_integers(planes: Any) -> Any:
-    """float32, whole: grey levels as the filter takes them, to the nearest, ties to even."""
-    return (planes * FINE).clip(-MOST, MOST).round()
+    """float32, whole: grey levels as the filter takes them."""
+    return ((planes * FINE + NEARLY_HALF) // 1).clip(-MOST, MOST)
 
 
 class Grid(NamedTuple):

@@ -22,6 +22,7 @@ from dqcodec.codec.dct.filter import (
     LUMA,
     MOST,
     MOST_CURVATURE,
+    NEARLY_HALF,
     PAIRS,
     TURNED,
     Array,
@@ -50,7 +51,7 @@ _compile = jit(_nrt=False)
 activity = _compile(stream.activity)
 RIM = 2  # as far as the pairs reach
 RING = 24  # int16 of a row of `ring`
-LEVEL = np.float32(1 / FINE)
+LEVEL, HALF = np.float32(1 / FINE), np.float32(NEARLY_HALF)
 DOWN, ACROSS = (np.array(steps, np.int32) for steps in zip(*PAIRS, strict=True))
 # How far the four pixels of a cell are from the edges at their sides, in these cases; which case it is, by side of the
 # block (4, 8, 16) and the cell's place in a row of four.
@@ -159,7 +160,7 @@ def _hold(unit: int) -> Callable[..., None]:
     def hold(work, first, planes, at, stride):
         """Put a plane of a unit, float32 rows of 16 from `first` on, into its place."""
         for y in range(unit):
-            fine = fma(load(work, first + y * STRIDE, unit), splat(np.float32(FINE), unit), splat(np.float32(0), unit))
+            fine = fma(load(work, first + y * STRIDE, unit), splat(np.float32(FINE), unit), splat(HALF, unit))
             store(planes, at + y * stride, to_integers(fine, MOST))
 
     return hold  # type: ignore[no-any-return]

@@ -204,12 +204,12 @@ def to_float(_, a):
 
 @intrinsic(prefer_literal=True)
 def to_integers(_, a, most):
-    """float32 to the nearest integers, ties to even, cut to -most..most; most is a constant."""
+    """float32 rounded down to integers, cut to -most..most; most is a constant."""
     kind, most = Lanes(types.int16, a.count), float(most.literal_value)
 
     def generate(context, builder, signature, arguments):
         values = _cut(builder, arguments[0], -most, most)
-        name = f"llvm.rint.v{a.count}f32"
+        name = f"llvm.floor.v{a.count}f32"
         whole = builder.call(_declared(builder, name, values.type, 1), [values])
         return builder.trunc(builder.fptosi(whole, ir.VectorType(INT32, a.count)), context.get_value_type(kind))
 
