@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,17 @@ def test_everything_kept_is_everything(photo_folder, tmp_path):
         error = np.abs(file.images(range(21)).astype(int) - originals(photo_folder, 24)).max((1, 2, 3))
         assert (error <= SCALES[file.scale] / 2 + 0.5).all()
         assert (file.mask(range(21))).all()
+
+
+def test_without_the_filter_the_coded_bytes_are_the_same(photo_folder, tmp_path):
+    options = EncodeOptions(keep=1, drop=0, transform="dct", bits=3)
+    for name, choice in (("with", options), ("without", replace(options, filter=False))):
+        encode(photo_folder, tmp_path / f"{name}.dqz", choice)
+    with dqcodec.open(tmp_path / "with.dqz") as filtered, dqcodec.open(tmp_path / "without.dqz") as plain:
+        assert filtered.reader.header.parameters["filter"] == "filter-1"
+        assert plain.reader.header.parameters["filter"] == "none"
+        assert filtered.reader.read(range(21)) == plain.reader.read(range(21))
+        assert (filtered.images(range(21)) != plain.images(range(21))).any()
 
 
 def test_all_stages(photo_folder, encoded):
