@@ -38,7 +38,7 @@ from dqcodec.container.spec import COLUMNS, PAYLOAD, Array, chunk
 from dqcodec.sources.folder import scan
 
 GOALS = (31.0, 33.7, 36.7)  # dB
-BITS = (2.6, 2.9, 3.2, 3.5, 3.8, 4.1, 4.4, 4.7)
+BITS = (2.6, 2.9, 3.2, 3.5, 3.8, 4.1, 4.4, 4.7, 5.0)
 EFFORTS = ("fast", "default", "best")
 SSIM_IMAGES = 100
 ROUNDS, ENCODE_ROUNDS = 15, 3
