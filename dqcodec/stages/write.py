@@ -51,8 +51,8 @@ class Draft:
     mae: Checkpoint | None
     run: Run
 
-    def content(self, coded: Coded) -> tuple[Header, dict[str, Array]]:
-        """Header and columns of the file with these samples."""
+    def content(self, coded: Coded, options: EncodeOptions) -> tuple[Header, dict[str, Array]]:
+        """Header and columns of the file with these samples; the options are those of all parts."""
         kept, places = self.kept[coded.places], coded.places
         columns = {"label": self.images.labels[kept], "source_index": self.images.usable[kept]}
         columns |= coded.columns | self.packer.tables
@@ -64,7 +64,7 @@ class Draft:
             columns["distance"] = _rounded(self.widths.distance[places])
         if self.mae is not None and self.images.options.mae == "train":
             columns[MAE] = np.frombuffer(self.mae.data, np.uint8)
-        return self._header(self.options(coded)), columns
+        return self._header(options), columns
 
     def options(self, coded: Coded) -> EncodeOptions:
         """Those of the images, with the mean width that a target size has led to."""
@@ -75,20 +75,23 @@ class Draft:
 
     def size(self, coded: Coded) -> int:
         """Bytes of the file with these samples, or of all parts and their index."""
-        if self.images.options.shard_size is None:
-            return self._bytes(coded)
+        options = self.options(coded)
+        if options.shard_size is None:
+            return self._bytes(coded, options)
         parts = self.parts(coded)
         index = [Part(part_name(number), len(part.places), "0" * 64) for number, part in enumerate(parts)]
-        return sum(map(self._bytes, parts)) + len(index_json(index))
+        return sum(self._bytes(part, options) for part in parts) + len(index_json(index))
 
     def parts(self, coded: Coded) -> list[Coded]:
         """The samples, in order, in as few parts of about equal size as stay within the shard size."""
         size = self.images.options.shard_size
         most = parse_size("shard_size", size) if size is not None else 0
-        return [coded.some(rows) for rows in cut(coded.lengths, lambda rows: self._bytes(coded.some(rows)), most)]
+        options = self.options(coded)
+        ranges = cut(coded.lengths, lambda rows: self._bytes(coded.some(rows), options), most)
+        return [coded.some(rows) for rows in ranges]
 
-    def _bytes(self, coded: Coded) -> int:
-        header, columns = self.content(coded)
+    def _bytes(self, coded: Coded, options: EncodeOptions) -> int:
+        header, columns = self.content(coded, options)
         return size_of(header, coded.lengths, columns)
 
     def _header(self, options: EncodeOptions) -> Header:
@@ -118,12 +121,12 @@ def write(draft: Draft, samples: Samples, coded: Coded, writer: Output) -> Heade
     """The file, or the parts, with these samples; returns the header of all."""
     if isinstance(writer, Writer):
         samples.write(coded.places, writer)
-        return writer.finish(*draft.content(coded))
-    headers = []
+        return writer.finish(*draft.content(coded, draft.options(coded)))
+    headers, options = [], draft.options(coded)
     for number, part in enumerate(draft.parts(coded)):
         with writer.part(number) as file:
             samples.write(part.places, file)
-            headers.append(file.finish(*draft.content(part)))
+            headers.append(file.finish(*draft.content(part, options)))
     return writer.finish(headers)
 
 
