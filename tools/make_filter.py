@@ -16,12 +16,12 @@ import numpy as np
 from make_tables import Array, square
 
 import dqcodec.codec.dct
-from dqcodec.codec.dct import filter, filter_compiled, inverse, reference
-from dqcodec.codec.dct.coder import Format
+from dqcodec.codec.dct import filter, filter_compiled
+from dqcodec.codec.dct.coder import Format, decode_compiled
 from dqcodec.codec.dct.contexts import UNITS
 from dqcodec.codec.dct.pack import Encoder, scale_index
 from dqcodec.codec.dct.tables import built_in
-from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS
+from dqcodec.codec.dct.transform import STEPS
 
 SIZES = {16: ((224, 1), (64, 2), (32, 4)), 8: ((64, 1), (32, 2)), 4: ((64, 1), (32, 2))}  # (side, weight) by unit
 BITS = (2.4, 2.8, 3.2, 3.8, 4.5)
@@ -35,12 +35,8 @@ def planes_of(form: Format, image: Array, q: int) -> tuple[Array, Array, filter.
     payload, colour = Encoder(form, "default").encode(image, kept[0], q)
     tables = filter_compiled.tables_of(np.zeros((filter.LUMA + filter.CHROMA, 6), np.int8), form.unit)
     bench = filter_compiled.bench(tables, form.rows, form.columns, 3, form.unit)
-    inverse.decode(
-        np.frombuffer(payload, np.uint8), np.array([0, len(payload)]), kept, STEPS[[q]] / np.float32(64), CHROMA_STEP,
-        form.rotations[[colour]].reshape(1, 9), form.height, form.width, 3, form.edges(), form.order,
-        form.tables.coding, np.zeros(reference.scratch_size(form), np.int32),
-        np.zeros(len(payload) // 2 + 1, np.uint16), bench, np.zeros(image.size, np.uint8),
-    )  # fmt: skip
+    out = np.zeros((1, 3, form.height, form.width), np.uint8)
+    decode_compiled(form, [payload], kept, STEPS[[q]], form.rotations[[colour]], bench, out)
     rim = filter_compiled.RIM
     planes = bench.planes.reshape(1, 3, form.height + 2 * rim, form.width + 2 * rim)[..., rim:-rim, rim:-rim]
     cells = form.rows * form.unit // 4, form.columns * form.unit // 4

@@ -27,11 +27,12 @@ from dqcodec.codec.dct import train
 from dqcodec.codec.dct.coder import Format
 from dqcodec.codec.dct.filter import FILTER, NONE, weights
 from dqcodec.codec.dct.pack import Encoder, dependent
-from dqcodec.codec.dct.tables import DEFAULT, OFFSETS, built_in
+from dqcodec.codec.dct.tables import OFFSETS, built_in
 from dqcodec.container.spec import DICTIONARY, Array, Header, pack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.patches import keep_mask, to_patches, to_units
 from dqcodec.records import RecordFile
+from dqcodec.stages.code import stored
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 
@@ -125,25 +126,19 @@ def dct(path: Path, shape: tuple[int, int, int], patch: int, unit: int, drop: fl
         counts = sum(Encoder(form, effort).count(*sample) for sample in zip(images, units, scale.tolist(), strict=True))
         made = train.make(np.asarray(counts), form.order, known.rotation, OFFSETS[known.dependent], known.dependent)
         form = replace(form, tables=made)
-    encoder, tables = Encoder(form, effort), form.tables
+    encoder = Encoder(form, effort)
     coded = [encoder.encode(*sample) for sample in zip(images, units, scale.tolist(), strict=True)]
     columns = {"label": np.zeros(n, np.int64), "bits": 2 + np.arange(n) % 7, "scale": scale}
     if channels == 3:
         columns["colour"] = np.array([colour for _, colour in coded])
     if drop:
         columns["mask"] = pack_mask(masks)
-    if own:
-        names = ["context", "coefficient", "side"] + ["rotation"] * (channels == 3)
-        columns |= {f"tables/{name}": getattr(tables, name) for name in names}
-    parameters = {
-        "unit": unit, "dependent": tables.dependent, "offset": tables.offset.tolist(),
-        "tables": "file" if own else DEFAULT, "filter": FILTER if form.weights is not None else NONE,
-    }  # fmt: skip
+    parameters, tables = stored(form, own)
     with Writer(path) as writer:
         for payload, _ in coded:
             writer.append(payload)
         header = Header(0, height, width, channels, patch, 1, ("one",), "dct", ("dct",), parameters=parameters)
-        writer.finish(header, columns)
+        writer.finish(header, columns | tables)
 
 
 def question(number: int) -> dict[str, Any]:

@@ -102,11 +102,10 @@ def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
     """With these tables, which are the file's own or built in."""
     from dqcodec.codec.dct import pack as dct
     from dqcodec.codec.dct.filter import FILTER, NONE, weights
-    from dqcodec.codec.dct.tables import DEFAULT
 
     options, channels = images.options, images.channels
-    name = FILTER if options.filter else NONE
-    form = Format(images.size, images.size, channels, tables, weights(name, tables.unit))
+    chosen = weights(FILTER if options.filter else NONE, tables.unit)
+    form = Format(images.size, images.size, channels, tables, chosen)
     encoder = dct.Encoder(form, options.effort)
 
     def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:
@@ -119,12 +118,21 @@ def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
         units = np.stack([_units(images, mask) for mask in masks])
         return decode(form, payloads, units, columns["scale"], columns.get("colour"))
 
+    return Packer(pack, unpack, *stored(form, own))
+
+
+def stored(form: Format, own: bool) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The parameters and the columns that a file of this format has; own: it holds the tables."""
+    from dqcodec.codec.dct.filter import FILTER, NONE
+    from dqcodec.codec.dct.tables import DEFAULT
+
+    tables = form.tables
     parameters = {
         "unit": tables.unit, "dependent": tables.dependent, "offset": tables.offset.tolist(),
-        "tables": "file" if own else DEFAULT, "filter": name,
+        "tables": "file" if own else DEFAULT, "filter": NONE if form.weights is None else FILTER,
     }  # fmt: skip
-    names = ["context", "coefficient", "side"] + ["rotation"] * (channels == 3)
-    return Packer(pack, unpack, parameters, {f"tables/{name}": getattr(tables, name) for name in names} if own else {})
+    names = ["context", "coefficient", "side"] + ["rotation"] * (form.channels == 3)
+    return parameters, {f"tables/{name}": getattr(tables, name) for name in names} if own else {}
 
 
 def _units(images: Images, mask: Array) -> Array:

@@ -97,17 +97,27 @@ def decode(form: Format, payloads: Sequence[bytes], kept: Array, scale: Array, c
     if not COMPILED:
         bad = reference.decode(form, payloads, kept, STEPS[scale], rotation, out)
     else:
-        from dqcodec.codec.dct import filter_compiled, inverse
+        from dqcodec.codec.dct import filter_compiled
 
         bench = filter_compiled.bench(form.filter_tables, form.rows, form.columns, form.channels, form.unit)
-        starts = np.cumsum([0, *map(len, payloads)])
-        longest = int(np.diff(starts).max())
-        bad = inverse.decode(
-            np.frombuffer(b"".join(payloads), np.uint8), starts, kept, STEPS[scale] / np.float32(64), CHROMA_STEP,
-            rotation.reshape(count, 9), form.height, form.width, form.channels, form.edges(), form.order,
-            form.tables.coding, np.zeros(reference.scratch_size(form), np.int32), np.zeros(longest // 2 + 1, np.uint16),
-            bench, out.reshape(-1),
-        )  # fmt: skip
+        bad = decode_compiled(form, payloads, kept, STEPS[scale], rotation, bench, out)
     if bad >= 0:
         raise FormatError(DAMAGED, sample=int(bad))
     return out
+
+
+def decode_compiled(
+    form: Format, payloads: Sequence[bytes], kept: Array, steps: Array, rotation: Array, bench: Any, out: Array
+) -> int:
+    """What reference.decode does, by numba; bench: see filter_compiled.bench. It keeps the last image's planes."""
+    from dqcodec.codec.dct import inverse
+
+    starts = np.cumsum([0, *map(len, payloads)])
+    longest = int(np.diff(starts).max())
+    bad: int = inverse.decode(
+        np.frombuffer(b"".join(payloads), np.uint8), starts, kept, steps / np.float32(64), CHROMA_STEP,
+        rotation.reshape(len(payloads), 9), form.height, form.width, form.channels, form.edges(), form.order,
+        form.tables.coding, np.zeros(reference.scratch_size(form), np.int32), np.zeros(longest // 2 + 1, np.uint16),
+        bench, out.reshape(-1),
+    )  # fmt: skip
+    return bad

@@ -1,6 +1,6 @@
 """The filter of decoded planes, compiled by numba: one unit at a time, on vectors as wide as it. See `filter.py`.
 
-Planes are int16, one after the other, each with a rim of RIM pixels; the unit's place in the first is called `at`.
+Planes are int16, one after the other, each with a rim of RIM pixels; the place of a unit in one is called `at`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def bench(tables: tuple[Array, Array] | None, rows: int, columns: int, planes: i
         rows = columns = 0
     luma, chroma = tables or (np.zeros(0, np.int16), np.zeros(0, np.int16))
     return Bench(
-        luma, chroma, np.zeros(planes * plane_size(rows, columns, unit), np.int16),
+        luma, chroma, np.zeros(planes * (rows * unit + 2 * RIM) * (columns * unit + 2 * RIM), np.int16),
         np.zeros(rows * columns * (unit // 4) ** 2, np.int32), np.zeros(rows * columns * 2, np.int32),
         np.zeros(3 * RING, np.int16), np.zeros(ACTIVITIES - 1, np.int16),
         np.zeros(32, np.int16), np.zeros(12, np.int32),
@@ -124,9 +124,11 @@ def tables_of(weights: Array, unit: int) -> tuple[Array, Array]:
     return luma_table(weights), chroma_table(weights, unit)
 
 
-def plane_size(rows: int, columns: int, unit: int) -> int:
-    """int16 of a plane of so many units, with its rim."""
-    return (rows * unit + 2 * RIM) * (columns * unit + 2 * RIM)
+@_compile
+def place_of(plane, r, c, rows, columns, unit):
+    """Where the unit in row r, column c of a plane begins, in images of rows x columns units."""
+    stride = columns * unit + 2 * RIM
+    return (plane * (rows * unit + 2 * RIM) + r * unit + RIM) * stride + c * unit + RIM
 
 
 @_compile
@@ -191,8 +193,8 @@ def _weights(unit: int) -> Callable[..., Any]:
     return weights  # type: ignore[no-any-return]
 
 
-def _bring(unit: int, masked: bool) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Filtering the luma and a chroma plane of a unit; masked: one of which a neighbour is not there."""
+def _bring_all(unit: int, masked: bool) -> Callable[..., None]:
+    """Filtering the planes of a unit; masked: one of which a neighbour is not there."""
     cells = unit // 4
     weights = _weights(unit)
 
@@ -272,12 +274,35 @@ def _bring(unit: int, masked: bool) -> tuple[Callable[..., None], Callable[..., 
                 total = add(total, scaled(d, load(bench.chroma, table + j * unit, unit)))
             finish(centre, total, work, (plane << 8) + y * STRIDE)
 
-    return bring_luma, bring_chroma
+    @_compile
+    def bring(planes, r, c, rows, columns, bench, work):
+        """See the function `bring` for units of any size."""
+        stride = columns * unit + 2 * RIM
+        first = (r * cells * columns + c) * cells
+        bring_luma(place_of(0, r, c, rows, columns, unit), stride, first, columns * cells, bench, work)
+        for k in range(1, planes):
+            active = bench.active[(r * columns + c) * 2 + k - 1]
+            bring_chroma(place_of(k, r, c, rows, columns, unit), stride, k, active, bench, work)
+
+    return bring  # type: ignore[no-any-return]
+
+
+def _bring(unit: int) -> Callable[..., None]:
+    plain, masked = _bring_all(unit, masked=False), _bring_all(unit, masked=True)
+
+    @_compile
+    def bring(every, planes, r, c, rows, columns, bench, work):
+        """The function `bring` for units of this size."""
+        if every:
+            plain(planes, r, c, rows, columns, bench, work)
+        else:
+            masked(planes, r, c, rows, columns, bench, work)
+
+    return bring  # type: ignore[no-any-return]
 
 
 hold4, hold8, hold16 = (_hold(unit) for unit in UNITS)
-(luma4, chroma4), (luma8, chroma8), (luma16, chroma16) = (_bring(unit, masked=False) for unit in UNITS)
-(luma4m, chroma4m), (luma8m, chroma8m), (luma16m, chroma16m) = (_bring(unit, masked=True) for unit in UNITS)
+bring4, bring8, bring16 = (_bring(unit) for unit in UNITS)
 
 
 @_compile
@@ -286,7 +311,7 @@ def hold(unit, planes, pattern, lasts, first, r, c, rows, columns, work, bench):
     its blocks are; pattern, and lasts from `first` on, as stream.unit has them."""
     stride = columns * unit + 2 * RIM
     for k in range(planes):
-        at = (k * (rows * unit + 2 * RIM) + r * unit + RIM) * stride + c * unit + RIM
+        at = place_of(k, r, c, rows, columns, unit)
         if unit == 16:
             hold16(work, k << 8, bench.planes, at, stride)
         elif unit == 8:
@@ -308,22 +333,9 @@ def bring(unit, every, planes, r, c, rows, columns, bench, work):
 
     every  all neighbours are there
     """
-    stride = columns * unit + 2 * RIM
-    cells = unit >> 2
-    first, row = (r * cells * columns + c) * cells, columns * cells
-    for k in range(planes):
-        at = (k * (rows * unit + 2 * RIM) + r * unit + RIM) * stride + c * unit + RIM
-        active = bench.active[(r * columns + c) * 2 + k - 1] if k > 0 else 0
-        if k == 0:
-            if unit == 16:
-                luma16(at, stride, first, row, bench, work) if every else luma16m(at, stride, first, row, bench, work)
-            elif unit == 8:
-                luma8(at, stride, first, row, bench, work) if every else luma8m(at, stride, first, row, bench, work)
-            else:
-                luma4(at, stride, first, row, bench, work) if every else luma4m(at, stride, first, row, bench, work)
-        elif unit == 16:
-            chroma16(at, stride, k, active, bench, work) if every else chroma16m(at, stride, k, active, bench, work)
-        elif unit == 8:
-            chroma8(at, stride, k, active, bench, work) if every else chroma8m(at, stride, k, active, bench, work)
-        else:
-            chroma4(at, stride, k, active, bench, work) if every else chroma4m(at, stride, k, active, bench, work)
+    if unit == 16:
+        bring16(every, planes, r, c, rows, columns, bench, work)
+    elif unit == 8:
+        bring8(every, planes, r, c, rows, columns, bench, work)
+    else:
+        bring4(every, planes, r, c, rows, columns, bench, work)
