@@ -303,6 +303,8 @@ def open(path: str | Path, cache: str | Path | None = None) -> DQZFile | RecordF
 
 def check_index(index: Any, length: int) -> int:
     """A sample index in 0..length-1 from one that may be negative; IndexError outside, TypeError for no integer."""
+    if type(index) is int and 0 <= index < length:  # the usual case, many times faster than the rest
+        return index
     if isinstance(index, bool | np.bool_):
         raise TypeError("a sample index is an integer, not a bool; np.flatnonzero makes indices of a mask")
     if isinstance(index, slice | str | list | tuple):

@@ -61,17 +61,28 @@ def _doubled(patches: Any, grid: tuple[int, int]) -> Any:
 
 def _guess(patches: Any, kept: Any, grid: tuple[int, int]) -> Any:
     """Mean colours of the patches, harmonic on the patch grid and interpolated linearly to pixels."""
-    n, count, channels, side, _ = patches.shape
-    number = np.arange(count).reshape(grid)
-    padded = np.pad(number, 1, mode="edge")
-    around = [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
-    neighbours = [part.ravel().tolist() for part in around]
+    n, _, channels, side, _ = patches.shape
     colour = patches.mean((3, 4)) * kept
     found = colour + (1 - kept) * (colour.sum(1) / kept.sum(1))[:, None]
+    found, colour = found.reshape(n, *grid, channels), colour.reshape(n, *grid, channels)
+    quarter = (1 - kept).reshape(n, *grid, 1) / 4
     for _ in range(GUESS_SWEEPS):
-        found = colour + (1 - kept) * (sum(found[:, part] for part in neighbours) / 4)
-    found = found.reshape(n, *grid, channels).swapaxes(2, 3).swapaxes(1, 2)  # (n, C, rows, columns)
-    return split(_enlarged(found, side), side)
+        found = colour + quarter * _around(found)
+    return split(_enlarged(found.swapaxes(2, 3).swapaxes(1, 2), side), side)
+
+
+def _around(cells: Any) -> Any:
+    """The sum of the four neighbours of each cell, of which one beyond the border is the cell itself.
+
+    cells  (n, rows, columns, C)
+    """
+    first, last, before, after = np.s_[:, :1], np.s_[:, -1:], np.s_[:, :-1], np.s_[:, 1:]
+    total = cells * 0
+    for axes in (cells, total), (cells.swapaxes(1, 2), total.swapaxes(1, 2)):
+        for here, there in ((first, first), (after, before), (before, after), (last, last)):
+            part = axes[1][here]
+            part += axes[0][there]
+    return total
 
 
 def _enlarged(images: Any, times: int) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -37,7 +36,7 @@ MAX_DEPTH = 64  # nesting of lists and maps
 DICTIONARIES = (0, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20)  # sizes that are tried
 TRIED = 2000  # records that they are tried on
 LEARNED = 64 << 20  # bytes that a dictionary is trained on
-FRAME_BYTES = 2048  # of msgpack in a frame, about: larger frames save little more and decode more slowly
+FRAME_BYTES = 1024  # of msgpack in a frame, about: larger frames save little more and decode more slowly
 
 _DAY, _TIME, _PART = rb"\d{4}-\d\d-\d\d", rb"\d\d:\d\d", rb"(\.\d{1,6})?"  # more digits would be lost
 _OFFSET = rb"([+-]" + _TIME + rb"(:\d\d" + _PART + rb")?)?"
@@ -83,9 +82,11 @@ def split(data: bytes, count: int) -> list[Any]:
 def as_record(value: Any) -> Record:
     """The value itself, if it is a record; else FormatError."""
     if isinstance(value, dict):
-        with suppress(TypeError):
+        try:
             "".join(value)  # the quickest way to know that all keys are text
             return value
+        except TypeError:
+            pass
     raise FormatError(f"a record is a {type(value).__name__}, not a map with text as keys")
 
 
