@@ -36,7 +36,8 @@ Array = npt.NDArray[Any]
 MOST_BYTES = 600  # of an input
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "fuzz-dct.json"
 CHECKED = build(stream, numba.njit(boundscheck=True))
-ROW, FORGET, BEGIN = CHECKED["row"], CHECKED["forget"], CHECKED["begin"]
+NEXT, FORGET, BEGIN = CHECKED["next_unit"], CHECKED["forget"], CHECKED["begin"]
+FIRST = stream.COEFFICIENTS
 SHAPES = [
     coder.Format(20, 24, channels, built_in(unit, uses), weights(FILTER, unit))
     for unit, channels, uses in [(16, 3, True), (16, 1, False), (8, 3, False), (4, 3, True), (4, 1, True)]
@@ -44,18 +45,19 @@ SHAPES = [
 
 
 @numba.njit(boundscheck=True)
-def checked(data, words, kept, rows, columns, planes, edges, scratch, patterns, lasts, order, coding):  # type: ignore[no-untyped-def]
+def checked(data, words, kept, planes, edges, scratch, lasts, order, coding):  # type: ignore[no-untyped-def]
     """Whether the payload `data` ends as it should; IndexError where anything reaches beyond a buffer."""
     x, head = BEGIN(data, 0, len(data))
     p, end = 0, (len(data) - head) // 2
     for w in range(end):
         words[w] = data[head + 2 * w] | data[head + 2 * w + 1] << 8
     FORGET(edges, 0, edges.width)
-    for i in range(columns):
+    for i in range(edges.columns):
         edges.flags[i] = 0
-    for r in range(rows):
+    for n in range(len(kept)):
         scratch[:] = 0
-        x, p = ROW(kept, r * columns, planes, edges, scratch, patterns, lasts, order, coding, x, words, p, end)
+        place = n % edges.columns
+        _, x, p = NEXT(kept[n], place, FIRST, planes, edges, scratch, lasts, order, coding, x, words, p, end)
     return x == 1 and p == end
 
 
@@ -68,20 +70,18 @@ class Bench(NamedTuple):
     filter: filter_compiled.Bench
     out: Array  # uint8, an image
     other: Array  # int32, scratch of the decoder with checks
-    patterns: Array
     lasts: Array
     words: Array
     rotation: Array  # float32 (1, 9)
 
 
 def bench(shape: coder.Format) -> Bench:
-    size = reference.scratch_size(shape)
+    size = reference.scratch_size(shape.channels)
     return Bench(
         shape, shape.edges(), np.zeros(size, np.int32),
         filter_compiled.bench(shape.filter_tables, shape.rows, shape.columns, shape.channels, shape.unit),
         np.zeros(shape.channels * shape.height * shape.width, np.uint8), np.zeros(size, np.int32),
-        np.zeros(shape.columns, np.int32), np.zeros(18 * shape.columns, np.int32), np.zeros(MOST_BYTES, np.uint16),
-        shape.rotations[:1].reshape(1, 9),
+        np.zeros(18, np.int32), np.zeros(MOST_BYTES, np.uint16), shape.rotations[:1].reshape(1, 9),
     )  # fmt: skip
 
 
@@ -94,9 +94,9 @@ def one(data: bytes) -> bool:
         return False
     b = BENCHES[data[0] % len(BENCHES)]
     shape, payload, q = b.shape, np.frombuffer(data, np.uint8)[2:], data[1]
-    rows, columns, planes, order, coding = shape.rows, shape.columns, shape.channels, shape.order, shape.tables.coding
-    kept = np.unpackbits(np.array([q | 1, q ^ 0x5A] * 4, np.uint8), bitorder="little")[: rows * columns]
-    whole = checked(payload, b.words, kept, rows, columns, planes, b.edges, b.other, b.patterns, b.lasts, order, coding)
+    planes, order, coding = shape.channels, shape.order, shape.tables.coding
+    kept = np.unpackbits(np.array([q | 1, q ^ 0x5A] * 4, np.uint8), bitorder="little")[: shape.rows * shape.columns]
+    whole = checked(payload, b.words, kept, planes, b.edges, b.other, b.lasts, order, coding)
     bad = inverse.decode(
         payload, np.array([0, len(payload)]), kept[None], STEPS[q : q + 1] / np.float32(64), CHROMA_STEP, b.rotation,
         shape.height, shape.width, planes, b.edges, order, coding, b.scratch, b.words, b.filter, b.out,

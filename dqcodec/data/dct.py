@@ -90,7 +90,7 @@ def _decode(
     given = data, data.view(np.uint16), share(put(spans)), share(units.view(n, -1))
     static = [_arrays(values, lambda array: share(put(array))) for values in (form.order, form.tables.coding)]
     edges = _arrays(form.edges(), lambda array: share(zeros(n, len(array))))
-    lasts = share(zeros(n, columns * 18))
+    lasts = share(zeros(n, 18))
     size = COEFFICIENTS + columns * channels * 256
     band = max(1, BAND // (4 * n * size))
     planes = zeros(n, channels, rows * unit, columns * unit, dtype=torch.float32)

@@ -41,7 +41,7 @@ def parse(shape, payloads, kept, band):
         patterns.append(np.full((n, count, columns), -1, np.int32))
         gpu.decode_rows[n, 1](
             data, data.view(np.uint16), spans, kept, first, channels, edges, shape.order, shape.tables.coding,
-            state, scratch, patterns[-1], np.zeros((n, columns * 18), np.int32),
+            state, scratch, patterns[-1], np.zeros((n, 18), np.int32),
         )  # fmt: skip
         coefficients.append(scratch[:, :, COEFFICIENTS:].reshape(n, count * columns, channels, 16, 16))
     whole = (state[:, 0] == 1) & (state[:, 1] == spans[:, 1] >> 1)

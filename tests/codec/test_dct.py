@@ -113,15 +113,17 @@ def compiled_parse(shape: Format, payload: bytes, kept: np.ndarray):
     words = np.append(np.frombuffer(payload, "<u2", (len(payload) - head) // 2, head), 0).astype(np.uint16)
     p, end = 0, len(words) - 1
     inverse.forget(edges, 0, edges.width)
-    rows, patterns = [], np.full((shape.rows, shape.columns), -1, np.int32)
-    for r in range(shape.rows):
-        scratch, lasts = np.zeros(reference.scratch_size(shape), np.int32), np.zeros(18 * shape.columns, np.int32)
-        x, p = inverse.row(
-            kept, r * shape.columns, shape.channels, edges, scratch, patterns[r], lasts, shape.order, coding,
+    units, patterns = [], []
+    first, lasts = stream.COEFFICIENTS, np.zeros(18, np.int32)
+    for n, there in enumerate(kept):
+        scratch = np.zeros(reference.scratch_size(shape.channels), np.int32)
+        pattern, x, p = inverse.next_unit(
+            there, n % shape.columns, first, shape.channels, edges, scratch, lasts, shape.order, coding,
             x, words, p, end,
         )  # fmt: skip
-        rows.append(scratch[stream.COEFFICIENTS :].reshape(shape.columns, shape.channels, 16, 16))
-    return np.concatenate(rows), patterns.ravel(), x == 1 and p == end
+        units.append(scratch[first:].reshape(shape.channels, 16, 16))
+        patterns.append(pattern)
+    return np.array(units), np.array(patterns), x == 1 and p == end
 
 
 @settings(max_examples=60, deadline=None)

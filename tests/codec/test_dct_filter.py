@@ -42,7 +42,7 @@ def compiled(table, unit, planes, patterns, active, kept, limit):
         lasts = np.zeros(18, np.int32)
         lasts[16 : 15 + channels] = lasts_of[active[r * COLUMNS + c]]
         pattern = patterns[r * COLUMNS + c]
-        filter_compiled.hold(unit, channels, pattern, lasts, 0, r, c, ROWS, COLUMNS, work, bench)
+        filter_compiled.hold(unit, channels, pattern, lasts, r, c, ROWS, COLUMNS, work, bench)
     for r, c in places:
         every = filter_compiled.mark(kept, r, c, ROWS, COLUMNS, unit, bench.ring)
         filter_compiled.bring(unit, every, channels, r, c, ROWS, COLUMNS, bench, work)

@@ -306,9 +306,9 @@ bring4, bring8, bring16 = (_bring(unit) for unit in UNITS)
 
 
 @_compile
-def hold(unit, planes, pattern, lasts, first, r, c, rows, columns, work, bench):
+def hold(unit, planes, pattern, lasts, r, c, rows, columns, work, bench):
     """Put by what the filter needs of the unit in row r, column c: its planes, float32 rows of 16 in `work`, and what
-    its blocks are; pattern, and lasts from `first` on, as stream.unit has them."""
+    its blocks are; pattern and lasts as stream.unit has them."""
     stride = columns * unit + 2 * RIM
     for k in range(planes):
         at = place_of(k, r, c, rows, columns, unit)
@@ -319,7 +319,7 @@ def hold(unit, planes, pattern, lasts, first, r, c, rows, columns, work, bench):
         else:
             hold4(work, k << 8, bench.planes, at, stride)
         if k > 0:
-            bench.active[(r * columns + c) * 2 + k - 1] = activity(lasts[first + 15 + k], unit)
+            bench.active[(r * columns + c) * 2 + k - 1] = activity(lasts[15 + k], unit)
     cells = unit >> 2
     for y in range(cells):
         for x in range(cells):

@@ -16,11 +16,12 @@ from numba import cuda
 from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.edges import Edges
 from dqcodec.codec.dct.engine import build
+from dqcodec.codec.dct.stream import COEFFICIENTS
 
 Array = Any
 MIN_BLOCKS = 128  # numba warns of fewer; those without a sample end at once
 _COMPILED = build(stream, cuda.jit(device=True))
-begin, forget, row = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["row"]
+begin, forget, next_unit = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["next_unit"]
 
 
 def join(payloads: Sequence[bytes]) -> tuple[Array, Array]:
@@ -45,7 +46,7 @@ def decode_rows(data, words, spans, kept, first, planes, edges, order, coding, s
     edges     Edges whose arrays have an axis of samples before their own; it keeps what is above the next row
     state     int64 (n, 2): x and p after these rows, from which the next call goes on
     scratch   int32 (n, rows, COEFFICIENTS + columns * planes * 256), 0 before; patterns int32 (n, rows, columns);
-              lasts int32 (n, columns * 18); see stream.unit
+              lasts int32 (n, 18); see stream.unit
 
     Coefficients have 32 bits because an escaped level, in 64ths of a step, takes 25 and a DC coefficient 27.
     """
@@ -65,6 +66,9 @@ def decode_rows(data, words, spans, kept, first, planes, edges, order, coding, s
         for c in range(mine.columns):
             mine.flags[c] = 0
     for r in range(scratch.shape[1]):
-        at = (first + r) * mine.columns
-        x, p = row(kept[i], at, planes, mine, scratch[i, r], patterns[i, r], lasts[i], order, coding, x, words, p, end)
+        for c in range(mine.columns):
+            patterns[i, r, c], x, p = next_unit(
+                kept[i, (first + r) * mine.columns + c], c, COEFFICIENTS + ((c * planes) << 8), planes, mine,
+                scratch[i, r], lasts[i], order, coding, x, words, p, end,
+            )  # fmt: skip
     state[i, 0], state[i, 1] = x, p

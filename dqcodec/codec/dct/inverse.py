@@ -18,9 +18,9 @@ from dqcodec.codec.dct.lanes import add, fma, load, splat, store, store_bytes, s
 from dqcodec.codec.dct.transform import matrix
 
 Array = Any
-_compile = jit()
-_COMPILED = build(stream, _compile)
-begin, forget, row = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["row"]
+_compile = jit(_nrt=False)  # none makes an array, so none counts references, which takes longer than a small block
+_COMPILED = build(stream, jit(_nrt=False, forceinline=True))  # calls would take a third of the time
+begin, forget, next_unit = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["next_unit"]
 COEFFICIENTS = stream.COEFFICIENTS
 ROWS = 768  # in `work`, after three planes of 256
 
@@ -92,16 +92,16 @@ def block(size, last, work, to):
 
 
 @_compile
-def blocks(unit, planes, pattern, lasts, first, work):
-    """The inverse transform of a unit; pattern, and lasts from `first` on, as stream.unit has them."""
+def blocks(unit, planes, pattern, lasts, work):
+    """The inverse transform of a unit; pattern and lasts as stream.unit has them."""
     for k in range(planes):
         if k > 0 or pattern < 0:
-            block(unit, lasts[first + (15 + k if k else 0)], work, k << 8)
+            block(unit, lasts[15 + k if k else 0], work, k << 8)
     for q in range((4 if unit == 16 else 1) if pattern >= 0 else 0):
         size = 4 if pattern >> q & 1 else 8
         for j in range(4 if size == 4 else 1):
             y, x = (q & 2) + (j >> 1), (q << 1 & 2) + (j & 1)  # cell of 4 x 4
-            block(size, lasts[first + (y << 2) + x], work, (y << 6) + (x << 2))
+            block(size, lasts[(y << 2) + x], work, (y << 6) + (x << 2))
 
 
 @_compile
@@ -146,7 +146,7 @@ def filter_image(kept, rows, unit, planes, bench, work, rotation, line, out, sta
                 place_unit(work, rotation, planes, line, out, start, r, c, unit, height, width)
 
 
-@_compile
+@jit()
 def decode(
     data, starts, kept, steps, chroma, rotation, height, width, planes, edges, order, coding, scratch, words, bench, out
 ):  # fmt: skip
@@ -164,8 +164,7 @@ def decode(
     work = np.zeros(1024, np.float32)
     line = np.zeros(16, np.uint8)
     u = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)  # grey: the first plane as it is
-    patterns = np.zeros(columns, np.int32)
-    lasts = np.zeros(columns * 18, np.int32)
+    lasts = np.zeros(18, np.int32)
     filters = len(bench.luma) > 0
     bad = -1
     for i in range(len(starts) - 1):
@@ -183,16 +182,19 @@ def decode(
         start = i * planes * height * width
         p = 0
         for r in range(rows):
-            x, p = row(kept[i], r * columns, planes, edges, scratch, patterns, lasts, order, coding, x, words, p, end)
             for c in range(columns):
-                if not kept[i, r * columns + c]:
+                there = kept[i, r * columns + c]
+                pattern, x, p = next_unit(
+                    there, c, COEFFICIENTS, planes, edges, scratch, lasts, order, coding, x, words, p, end
+                )
+                if not there:
                     continue
                 for k in range(planes):
-                    at, scale = COEFFICIENTS + ((c * planes + k) << 8), steps[i] if k == 0 else steps[i] * chroma
-                    take(scratch, at, unit << 4, scale, work, k << 8)
-                blocks(unit, planes, patterns[c], lasts, c * 18, work)
+                    scale = steps[i] if k == 0 else steps[i] * chroma
+                    take(scratch, COEFFICIENTS + (k << 8), unit << 4, scale, work, k << 8)
+                blocks(unit, planes, pattern, lasts, work)
                 if filters:
-                    hold(unit, planes, patterns[c], lasts, c * 18, r, c, rows, columns, work, bench)
+                    hold(unit, planes, pattern, lasts, r, c, rows, columns, work, bench)
                 else:
                     place_unit(work, u, planes, line, out, start, r, c, unit, height, width)
         if filters:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
-def scratch_size(form: Format) -> int:
-    """int32 entries that decoding a row of units needs."""
-    return stream.COEFFICIENTS + form.columns * form.channels * 256
+def scratch_size(planes: int) -> int:
+    """int32 entries that decoding a unit needs."""
+    return stream.COEFFICIENTS + planes * 256
 
 
 def parse(form: Format, payload: bytes, kept: Array) -> tuple[Array, Array, bool]:
@@ -32,21 +32,20 @@ def parse(form: Format, payload: bytes, kept: Array) -> tuple[Array, Array, bool
     columns, planes, coding = form.columns, form.channels, form.tables.coding
     coding = coding._replace(table=coding.table.tolist(), alias=coding.alias.tolist())  # lists are faster one by one
     edges = form.edges()
-    coefficients = np.zeros((form.rows, columns, planes, 16, 16), np.int32)
-    patterns = np.full((form.rows, columns), -1, np.int32)
+    coefficients = np.zeros((form.rows * columns, planes, 16, 16), np.int32)
+    patterns = np.full(form.rows * columns, -1, np.int32)
     x, head = stream.begin(payload, 0, len(payload))
     words = [*np.frombuffer(payload, "<u2", (len(payload) - head) // 2, head).tolist(), 0]
     p, end = 0, len(words) - 1
     stream.forget(edges, 0, edges.width)
-    for r in range(form.rows):
-        scratch = np.zeros(scratch_size(form), np.int32)
-        lasts = np.zeros(columns * 18, np.int32)
-        x, p = stream.row(
-            kept, r * columns, planes, edges, scratch, patterns[r], lasts, form.order, coding, x, words, p, end
+    first, lasts = stream.COEFFICIENTS, np.zeros(18, np.int32)
+    for n in range(form.rows * columns):
+        scratch = np.zeros(scratch_size(planes), np.int32)
+        patterns[n], x, p = stream.next_unit(
+            kept[n], n % columns, first, planes, edges, scratch, lasts, form.order, coding, x, words, p, end
         )
-        coefficients[r] = scratch[stream.COEFFICIENTS :].reshape(columns, planes, 16, 16)
-    units = form.rows * columns
-    return coefficients.reshape(units, planes, 16, 16), patterns.reshape(-1), x == 1 and p == end
+        coefficients[n] = scratch[first:].reshape(planes, 16, 16)
+    return coefficients, patterns, x == 1 and p == end
 
 
 def inverse(coefficients: Array, patterns: Array, step: float, unit: int) -> Array:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from dqcodec.codec.dct.contexts import CELLS, LAST_BIN
-from dqcodec.codec.dct.tables import ESCAPE, PAIRS, POINTS, POSITION, SIDES, SUM_BIN
+from dqcodec.codec.dct.tables import ENTRIES, ESCAPE, PAIRS, POINTS, POSITION, SECOND, SIDES, SUM_BIN
 
 NONE = -1  # activity of a cell that was not decoded
 NO_DC = -(2**31)  # DC of a cell that was not decoded
@@ -28,16 +28,17 @@ COEFFICIENTS = 2048  # where they start in `scratch`, after the cells
 RIM = 45  # sqrt(2) in 32nds, about: at a block's rim a coefficient of the first row or column counts so much against DC
 
 
-def symbol(distribution: int, alias: Any, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
-    """Decode one symbol: (symbol, x, p)."""
+def symbol(first: int, alias: Any, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
+    """Decode one symbol, of the distribution whose entries of `alias` begin at `first`: (symbol, x, p)."""
     bucket = (x >> 7) & 31
     rest = x & 127
-    entry = int(alias[(distribution << 5) + bucket])
-    chosen = (entry >> 38) | (128 << 12) | (bucket << 25) if rest < entry & 255 else (entry >> 8) & 0x3FFFFFFF
-    x = ((chosen & 4095) + 1) * (x >> 12) + ((chosen >> 12) & 8191) - 128 + rest
-    need = ((x - 65536) >> 63) & ((p - end) >> 63)  # -1 or 0, without a branch that nothing could predict
+    entry = int(alias[(first & ENTRIES) | bucket])
+    own, other = (entry >> 39) | (128 << 13) | (bucket << 26), (entry >> 8) & 0x7FFFFFFF
+    chosen = other ^ ((own ^ other) & ((rest - (entry & 255)) >> 63))  # no branch: nothing could predict it
+    x = (chosen & 8191) * (x >> 12) + ((chosen >> 13) & 8191) - 128 + rest
+    need = ((x - 65536) >> 63) & ((p - end) >> 63)  # -1 or 0
     x = (x << (need & 16)) | (int(words[p & 0x7FFFFFFF]) & need)
-    return (chosen >> 25) & 31, x, p - need
+    return (chosen >> 26) & 31, x, p - need
 
 
 def raw(count: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
@@ -70,22 +71,24 @@ def border(values: Any, first: int, count: int) -> int:
     """What the cells next to a block, `count` of them, say of its rim: their sum, NO_DC if they were not decoded."""
     if values[first] == NO_DC:
         return NO_DC
-    total = 0
-    for i in range(count):
-        total += int(values[first + i])
+    total = int(values[first])
+    if count > 1:
+        total += int(values[first + 1])
+    if count > 2:
+        total += int(values[first + 2]) + int(values[first + 3])
     return total
 
 
 def rims(origin: int, size: int, scratch: Any) -> tuple[int, int, int, int]:
     """Sums of a block's coefficients at its upper, left, lower and right rim: of the first column (upper and lower) and
     row, without DC, up to frequency 7, for the lower and the right rim those of odd frequency negative."""
-    odd = even = odd_row = even_row = 0
-    for i in range(1, min(size, 8), 2):
-        odd += int(scratch[(origin + (i << 4)) & 0xFFFFFF])
-        odd_row += int(scratch[(origin + i) & 0xFFFFFF])
-    for i in range(2, min(size, 8), 2):
-        even += int(scratch[(origin + (i << 4)) & 0xFFFFFF])
-        even_row += int(scratch[(origin + i) & 0xFFFFFF])
+    odd, even = int(scratch[origin + 16]) + int(scratch[origin + 48]), int(scratch[origin + 32])
+    odd_row, even_row = int(scratch[origin + 1]) + int(scratch[origin + 3]), int(scratch[origin + 2])
+    if size > 4:
+        odd += int(scratch[origin + 80]) + int(scratch[origin + 112])
+        even += int(scratch[origin + 64]) + int(scratch[origin + 96])
+        odd_row += int(scratch[origin + 5]) + int(scratch[origin + 7])
+        even_row += int(scratch[origin + 4]) + int(scratch[origin + 6])
     return even + odd, even_row + odd_row, even - odd, even_row - odd_row
 
 
@@ -112,6 +115,28 @@ def settle(dc: int, bottom: int, right: int, a: int, b: int, count: int, edges: 
         edges.dc_above[a + i], edges.dc_left[b + i] = below, beside
 
 
+def coefficient(
+    word: int, c: int, at: int, total: int, pair: int, state: int, scratch: Any, coding: Any,
+    x: int, words: Any, p: int, end: int,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Decode one coefficient, whose word is of the table's POSITION, into its cell c and to `at`: (state, x, p)."""
+    table = coding.table
+    both = int(table[PAIRS + ((pair + (word >> 18) + int(table[SUM_BIN + (total & 127)])) & 4095)])
+    s, x, p = symbol(both >> (state & SECOND), coding.alias, x, words, p, end)
+    quantiser = state >> 4
+    if s < ESCAPE:
+        point = int(table[POINTS + ((s << 1) | quantiser)])
+        scratch[c] = point & 15
+        scratch[at] = point >> 4
+    else:
+        level, x, p = escape(s - ESCAPE, x, words, p, end)
+        s = abs(level)
+        scratch[c] = min(s, 15)
+        value = 64 * ((s << coding.dependent) - quantiser) + coding.far
+        scratch[at] = value if level > 0 else -value
+    return (coding.transitions >> (state | ((s << 1) & 2))) & 24, x, p
+
+
 def block(
     start: int, first_cell: int, pair: int, last: int, origin: int, a: int, b: int, count: int, edges: Any,
     scratch: Any, coding: Any, x: int, words: Any, p: int, end: int,
@@ -123,43 +148,30 @@ def block(
     comes last, is predicted, and its bin is what `predict` says. a, b: the block's first cell in edges.dc_above and
     dc_left, count: how many cells each.
     """
-    table, alias, transitions = coding.table, coding.alias, coding.transitions
+    table = coding.table
     diagonal = ((int(table[POSITION + ((start + last) & 511)]) >> 8) & 1023) // 20
     lowest = (first_cell + diagonal * 20) & 2047
     for i in range(lowest, lowest + 60):  # this diagonal and the two after it, as far as the sums look
         scratch[i] = 0
     state = 0
     extra = LAST_BIN  # added to the neighbour sum of the first coefficient
-    expected = bottom = right = 0
-    for k in range(last, -1, -1):
+    for k in range(last, 0, -1):
         word = int(table[POSITION + ((start + k) & 511)])
         c = (first_cell + ((word >> 8) & 1023)) & 2047
-        if k:
-            total = ((int(scratch[c + 20]) + int(scratch[c + 21])) << 1) + int(scratch[c + 41])
-            total += int(scratch[c + 40]) + int(scratch[c + 42]) + extra
-        else:
-            top, side, bottom, right = rims(origin, count << 2, scratch)
-            expected, total = predict(
-                border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side
-            )  # fmt: skip
-        both = int(table[PAIRS + ((pair + (word >> 18) + int(table[SUM_BIN + (total & 127)])) & 4095)])
+        total = ((int(scratch[c + 20]) + int(scratch[c + 21])) << 1) + int(scratch[c + 41])
+        total += int(scratch[c + 40]) + int(scratch[c + 42]) + extra
+        at = (origin + (word & 255)) & 0xFFFFFF
+        state, x, p = coefficient(word, c, at, total, pair, state, scratch, coding, x, words, p, end)
         extra = 0
-        quantiser = state >> 1
-        s, x, p = symbol((both >> (quantiser << 3)) & 255, alias, x, words, p, end)
-        if s < ESCAPE:
-            point = int(table[POINTS + ((s << 1) | quantiser)])
-            scratch[c] = point & 15
-            scratch[(origin + (word & 255)) & 0xFFFFFF] = point >> 4
-        else:
-            level, x, p = escape(s - ESCAPE, x, words, p, end)
-            s = abs(level)
-            scratch[c] = min(s, 15)
-            value = 64 * ((s << coding.dependent) - quantiser) + coding.far
-            scratch[(origin + (word & 255)) & 0xFFFFFF] = value if level > 0 else -value
-        state = (transitions >> ((state << 2) | ((s & 1) << 1))) & 3
-    dc = expected + ((int(scratch[origin & 0xFFFFFF]) + 32) >> 6)  # without the offset
+    origin &= 0xFFFFFF
+    top, side, bottom, right = rims(origin, count << 2, scratch)
+    expected, place = predict(border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side)
+    word = int(table[POSITION + (start & 511)])
+    c = (first_cell + ((word >> 8) & 1023)) & 2047
+    state, x, p = coefficient(word, c, origin, place, pair, state, scratch, coding, x, words, p, end)
+    dc = expected + ((int(scratch[origin]) + 32) >> 6)  # without the offset
     dc = min(max(dc, -MAX_DC), MAX_DC)
-    scratch[origin & 0xFFFFFF] = dc * 64
+    scratch[origin] = dc * 64
     settle(dc, bottom, right, a, b, count, edges)
     return x, p
 
@@ -184,8 +196,8 @@ def activity(last: int, size: int) -> int:
 
 
 def coded_block(
-    kind: int, size: int, high: int, plane: int, column: int, row: int, place: int, edges: Any, scratch: Any,
-    order: Any, coding: Any, x: int, words: Any, p: int, end: int,
+    kind: int, size: int, high: int, plane: int, column: int, row: int, place: int, first: int, edges: Any,
+    scratch: Any, order: Any, coding: Any, x: int, words: Any, p: int, end: int,
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """Decode a block of block set `kind` at cell (row, column) of the unit at `place`: (last, activity, x, p).
 
@@ -193,14 +205,13 @@ def coded_block(
     """
     table, alias = coding.table, coding.alias
     low_bits = 0 if size == 4 else (2 if size == 8 else 4)
-    last, x, p = symbol(int(table[SIDES + high]) & 255, alias, x, words, p, end)
+    last, x, p = symbol(int(table[SIDES + high]), alias, x, words, p, end)
     last &= 15
     if low_bits:
-        low, x, p = symbol(int(table[SIDES + int(order.low[kind]) + last]) & 255, alias, x, words, p, end)
+        low, x, p = symbol(int(table[SIDES + int(order.low[kind]) + last]), alias, x, words, p, end)
         last = last << low_bits | low & (1 << low_bits) - 1
     start = 0 if size == 4 else (16 if size == 8 else 80)
-    planes = len(edges.dc_left) >> 2
-    origin = COEFFICIENTS + ((place * planes + plane) << 8) + (row << 6) + (column << 2)
+    origin = first + (plane << 8) + (row << 6) + (column << 2)
     count = size >> 2
     a, b = plane * edges.width + place * (order.unit >> 2) + column, (plane << 2) + row
     x, p = block(
@@ -214,13 +225,13 @@ def coded_block(
 
 
 def unit(
-    place: int, planes: int, edges: Any, scratch: Any, lasts: Any,
+    place: int, first: int, planes: int, edges: Any, scratch: Any, lasts: Any,
     order: Any, coding: Any, x: int, words: Any, p: int, end: int,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Decode the unit at `place` in its row: (pattern, x, p).
 
-    scratch  int32, cells, then from COEFFICIENTS on (columns, planes, 256): 64ths of a step in rows of 16, 0 before
-    lasts    int32 (columns * 18,)   `last` of the luma block that starts at each 4 x 4 cell, then of the chroma blocks
+    scratch  int32: cells, and at `first`, at least COEFFICIENTS, (planes, 256): 64ths of a step in rows of 16, 0 before
+    lasts    int32 (18,)   `last` of the luma block that starts at each 4 x 4 cell, then of the chroma blocks
     pattern  bit i set: quadrant i is four 4 x 4 blocks, else one of 8 x 8; -1: one block of the unit's size
     """
     table, alias = coding.table, coding.alias
@@ -231,19 +242,19 @@ def unit(
     if side == 16:
         flags = edges.flags
         context = SIDES + order.flag + int(flags[place]) + int(flags[edges.columns])
-        whole, x, p = symbol(int(table[context]) & 255, alias, x, words, p, end)
+        whole, x, p = symbol(int(table[context]), alias, x, words, p, end)
         flags[place] = flags[edges.columns] = 1 if whole else 0
         if not whole:
-            pattern, x, p = symbol(int(table[SIDES + order.pattern]) & 255, alias, x, words, p, end)
+            pattern, x, p = symbol(int(table[SIDES + order.pattern]), alias, x, words, p, end)
     elif side == 8:
-        pattern, x, p = symbol(int(table[SIDES + order.pattern]) & 255, alias, x, words, p, end)
+        pattern, x, p = symbol(int(table[SIDES + order.pattern]), alias, x, words, p, end)
         pattern &= 1
     busiest = 0
     luma = side >> 3  # block set of a whole unit
     if pattern < 0:
         high = int(order.high[luma]) + neighbours(above, left, column, 0)
-        lasts[place * 18], busiest, x, p = coded_block(
-            luma, side, high, 0, 0, 0, place, edges, scratch, order, coding, x, words, p, end
+        lasts[0], busiest, x, p = coded_block(
+            luma, side, high, 0, 0, 0, place, first, edges, scratch, order, coding, x, words, p, end
         )
     else:
         for quadrant in range(4 if side == 16 else 1):
@@ -253,16 +264,17 @@ def unit(
                 at = ((quadrant & 1) << 1) + (i & 1)
                 kind = 0 if small else 1
                 high = int(order.high[kind]) + neighbours(above, left, column + at, row)
-                lasts[place * 18 + (row << 2) + at], active, x, p = coded_block(
-                    kind, 4 if small else 8, high, 0, at, row, place, edges, scratch, order, coding, x, words, p, end
-                )
+                lasts[(row << 2) + at], active, x, p = coded_block(
+                    kind, 4 if small else 8, high, 0, at, row, place, first, edges, scratch, order, coding,
+                    x, words, p, end,
+                )  # fmt: skip
                 busiest = max(busiest, active)
     for plane in range(1, planes):
         kind = luma + plane
         own = neighbours(above, left, plane * edges.width + column, plane << 2)
         high = int(order.high[kind]) + busiest * 10 + (own + 1 >> 1)
-        lasts[place * 18 + 15 + plane], busiest, x, p = coded_block(
-            kind, side, high, plane, 0, 0, place, edges, scratch, order, coding, x, words, p, end
+        lasts[15 + plane], busiest, x, p = coded_block(
+            kind, side, high, plane, 0, 0, place, first, edges, scratch, order, coding, x, words, p, end
         )
     return pattern, x, p
 
@@ -289,23 +301,22 @@ def forget(edges: Any, first: int, count: int) -> None:
     edges.flags[edges.columns] = 0
 
 
-def row(
-    kept: Any, first: int, planes: int, edges: Any, scratch: Any, patterns: Any, lasts: Any,
+def next_unit(
+    there: int, place: int, first: int, planes: int, edges: Any, scratch: Any, lasts: Any,
     order: Any, coding: Any, x: int, words: Any, p: int, end: int,
-) -> tuple[int, int]:  # fmt: skip
-    """Decode a row of units, of which `kept` from `first` on says which are there: (x, p)."""
-    forget(edges, 0, 0)
+) -> tuple[int, int, int]:  # fmt: skip
+    """Go on to `place` of a row, which begins with 0, and decode the unit if it is there: as `unit`."""
+    if place == 0:
+        forget(edges, 0, 0)
+    if there:
+        return unit(place, first, planes, edges, scratch, lasts, order, coding, x, words, p, end)
     count = order.unit >> 2
-    for place in range(edges.columns):
-        if kept[first + place]:
-            patterns[place], x, p = unit(place, planes, edges, scratch, lasts, order, coding, x, words, p, end)
-        else:
-            forget(edges, place * count, count)
-            edges.flags[place] = 0
-    return x, p
+    forget(edges, place * count, count)
+    edges.flags[place] = 0
+    return -1, x, p
 
 
 FUNCTIONS = (
-    symbol, raw, escape, border, rims, predict, settle, block, neighbours, activity, coded_block, unit, begin, forget,
-    row,
+    symbol, raw, escape, border, rims, predict, settle, coefficient, block, neighbours, activity, coded_block, unit,
+    begin, forget, next_unit,
 )  # fmt: skip

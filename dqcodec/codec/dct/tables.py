@@ -34,7 +34,10 @@ EFFORTS = ("fast", "default", "best")  # how long encoders search
 OFFSETS = {True: (11, -6, -2), False: (0, -2, -1)}  # that encoders take: of the dependent, of the plain quantiser
 POSITION, SUM_BIN, POINTS, SIDES, PAIRS = 0, 512, 640, 704, 1024  # places in Coding.table
 MAX_PAIRS = 4096
-TRANSITIONS = sum(n << 2 * i for i, n in enumerate((0, 2, 2, 0, 1, 3, 3, 1)))  # from state i // 2 on parity i % 2
+ENTRIES = 8160  # mask of where a distribution's entries of Coding.alias begin: BUCKETS times its number
+SECOND = 16  # bits from the entry of the first quantiser to that of the second in a pair; and the state's bit for it
+# The states of the dependent quantiser, times 8; from state i // 2 on parity i % 2.
+TRANSITIONS = sum(8 * n << 8 * (i // 2) + 2 * (i % 2) for i, n in enumerate((0, 2, 2, 0, 1, 3, 3, 1)))
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,8 @@ class Tables:
         dependent = int(self.dependent)
         parts = {
             POSITION: order.position, SUM_BIN: order.sum_bin, POINTS: points(self.offset, dependent),
-            SIDES: self.context[count:].astype(np.int32) + len(self.coefficient),
-            PAIRS: self.context[:count:2] | self.context[1:count:2].astype(np.int32) << 8,
+            SIDES: BUCKETS * (self.context[count:].astype(np.int32) + len(self.coefficient)),
+            PAIRS: BUCKETS * (self.context[:count:2] | self.context[1:count:2].astype(np.int32) << SECOND),
         }  # fmt: skip
         for at, part in parts.items():
             table[at : at + len(part)] = part
@@ -109,11 +112,11 @@ class Coding(NamedTuple):
                  POSITION, SUM_BIN  see contexts.Contexts
                  POINTS (64,)       by symbol and quantiser: reconstruction point in 64ths of a step, times 16, and the
                                     magnitude, at most 15
-                 SIDES              distribution of each side context
-                 PAIRS              distributions of a pair of contexts: quantiser 0 in bits 0..7, quantiser 1 in 8..15
+                 SIDES              where the distribution of each side context begins in `alias`
+                 PAIRS              the same of a pair of contexts: for quantiser 0, and for quantiser 1 in bits 16..28
     alias        int64 (32 x MAX_TABLES,), see `alias`
     dependent    1 or 0
-    transitions  next states by state and parity, two bits each
+    transitions  next states, TRANSITIONS; 0 without the dependent quantiser
     far          offset of magnitudes that are no symbol of their own
     """
 
@@ -181,13 +184,13 @@ def alias_parts(frequency: Array) -> tuple[list[int], list[int], list[int]]:
 
 
 def alias(frequency: Array) -> Array:
-    """int64 (32,), a word a bucket: cut in bits 0..7, then of the other symbol its frequency - 1 (bits 8..19), its
-    offset + 128 (20..32) and its number (33..37), then the frequency - 1 of the bucket's own symbol (38..49)."""
+    """int64 (32,), a word a bucket: cut in bits 0..7, then of the other symbol its frequency (bits 8..20), its offset
+    + 128 (21..33) and its number (34..38), then the frequency of the bucket's own symbol (39..51)."""
     cut, other, offset = alias_parts(frequency)
     words = np.zeros(BUCKETS, np.int64)
     for i in range(BUCKETS):
-        own = max(int(frequency[i]) - 1, 0)
-        words[i] = cut[i] | (int(frequency[other[i]]) - 1) << 8 | offset[i] + 128 << 20 | other[i] << 33 | own << 38
+        theirs = int(frequency[other[i]]) << 8 | offset[i] + 128 << 21 | other[i] << 34
+        words[i] = cut[i] | theirs | int(frequency[i]) << 39
     return words
 
 
