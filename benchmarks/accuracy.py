@@ -47,6 +47,8 @@ from contenders import versions
 from sets import FORMATS, Case, Source, TrainingSet, Unreachable, limited, load, make, restore, write
 from training import NARROW, Recipe, train
 
+import dqcodec
+
 BUDGETS = (60, 120, 240)
 SHARES = (1.0, 0.5, 0.25, 0.125)
 DROPS = (0.15, 0.25, 0.4)
@@ -59,7 +61,7 @@ Run = dict[str, Any]
 
 
 def compared(budgets: list[int]) -> Iterator[Case]:
-    """Sets at these budgets; of the .dqz one thing differs from the first of them, but for the encoder's defaults."""
+    """Sets at these budgets, of whose .dqz one thing differs from the first of them; and the encoder's presets."""
     yield Case("full")
     for budget in budgets:
         yield Case("originals", budget)
@@ -74,7 +76,7 @@ def compared(budgets: list[int]) -> Iterator[Case]:
             yield replace(plain, bits="auto")
             yield replace(plain, transform="pixel")
             yield from (replace(plain, drop=drop, fill=fill) for drop in DROPS for fill in FILLS)
-            yield replace(plain, method="adq", bits="auto", drop=0.25)
+    yield from (Case("preset", preset=name) for name in dqcodec.PRESETS)
 
 
 def numbered() -> Iterator[Case]:
@@ -214,7 +216,7 @@ def points(runs: list[Run]) -> list[Point]:
     out = []
     for group in groups.values():
         top1, first = [run["top-1"] for run in group], group[0]
-        case = Case(**{name: first[name] for name in Case.__dataclass_fields__})
+        case = Case(**{name: first[name] for name in Case.__dataclass_fields__ if name in first})
         recipe = Recipe(first["network"], first["steps"], first["batch"])
         size = float(np.mean([run["bytes a source image"] for run in group]))
         spread = float(np.std(top1, ddof=1)) if len(group) > 1 else math.nan
@@ -245,7 +247,7 @@ def verdict(some: list[Point]) -> Run:
     """What share of the best alternative's bytes a .dqz needs where that loses LOSS against the full set."""
     full = next((point.top1 for point in some if point.case.kind == "full"), math.nan)
     ours = best([point for point in some if point.case.kind == "dqz"])
-    others = best([point for point in some if point.case.kind not in ("full", "dqz")])
+    others = best([point for point in some if point.case.kind not in ("full", "dqz", "preset")])
     goal = full - LOSS
     mine, theirs = bytes_for(ours, goal), bytes_for(others, goal)
     return {
@@ -292,6 +294,7 @@ def plot(found: list[Point], name: str) -> None:
     figure, axes = pyplot.subplots(
         1, len(recipes), figsize=(6.5 * len(recipes), 5), layout="constrained", sharex=True, squeeze=False
     )
+    found = [point for point in found if point.case.kind != "preset"]
     families = sorted({point.case.family for point in found} - {"full"})
     budgets = sorted({point.case.budget for point in found} - {0})
     for axis, recipe in zip(axes[0], recipes, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,14 +43,15 @@ class Unreachable(Exception):  # noqa: N818
 class Case:
     """What a training set is made by.
 
-    kind    "full", "originals" (as many of the files as fit), a format ("WebP"), "dqz"; and without a budget, of
-            uncoded pixels, "selected" and "masked"
+    kind    "full", "originals" (as many of the files as fit), a format ("WebP"), "dqz"; without a budget "preset"; and
+            of uncoded pixels "selected" and "masked"
     budget  bytes for each image of the source; 0: none
     share   of the images that are taken
     half    a format: at half the side, brought back bicubically
     method, transform, bits, drop, fill
             .dqz: the options of the encoder, and how dropped patches are brought back
     scores  "masked": by "gradcam" or at "random"
+    preset  "preset": a .dqz by these options of the encoder
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Case:
     drop: float = 0.0
     fill: str = "mae"
     scores: str = "gradcam"
+    preset: str = ""
 
     @property
     def family(self) -> str:
@@ -79,6 +81,8 @@ class Case:
     def name(self) -> str:
         if self.kind == "full":
             return self.kind
+        if self.kind == "preset":
+            return f"{self.kind} {self.preset}"
         if self.kind == "originals":
             return f"{self.kind} {self.budget}"
         if self.kind == "dqz":
@@ -92,12 +96,14 @@ class Case:
     @property
     def uses_seed(self) -> bool:
         """Whether another seed makes another set."""
-        chooses = self.kind == "originals" or self.share < 1
-        return chooses or self.kind == "masked" or self.drop > 0 or self.bits == "auto"
+        chooses = self.kind in ("originals", "preset", "masked") or self.share < 1
+        return chooses or self.drop > 0 or self.bits == "auto"
 
     @property
     def needs_proxy(self) -> bool:
         """Whether the encoder trains a network, which is kept for the other sets that need it."""
+        if self.kind == "preset":
+            return True
         encodes = self.kind in ("dqz", "selected")
         return encodes and (self.method != "random" or self.drop > 0 or self.bits == "auto")
 
@@ -176,7 +182,7 @@ def make(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
     budget = case.budget * len(source.images)
     if case.kind == "full":
         return TrainingSet(source.images, source.labels, int(source.sizes.sum()))
-    if case.kind == "dqz":
+    if case.kind in ("dqz", "preset"):
         return from_dqz(case, source, seed, work)
     if case.kind == "selected":
         return selected(case, source, seed, work)
@@ -230,13 +236,15 @@ def as_files(contender: Contender, images: Array, budget: int, half: bool) -> tu
 
 
 def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
-    path = work / "dqz" / f"{case.file} seed {seed}.dqz"
+    path = work / "dqz" / f"{case.file if case.kind == 'dqz' else case.name} seed {seed}.dqz"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         options = dqcodec.EncodeOptions(
             keep=case.share, drop=case.drop, transform=case.transform, bits=case.bits, method=case.method,
             target_size=case.budget * len(source.images), seed=seed,
         )  # fmt: skip
+        if case.kind == "preset":
+            options = replace(dqcodec.PRESETS[case.preset], seed=seed)
         encode(source, path, options, work / "stages" if case.needs_proxy else None)
     dataset = dqcodec.DQZDataset(path, fill=case.fill)
     starts = range(0, len(dataset), BATCH)

@@ -205,8 +205,8 @@ def encode(
 ) -> None:
     """Turn a folder of images, or a file of text records, into a .dqz file.
 
-    Samples are chosen by dataset quantization, unimportant patches dropped, pixels quantized and packed.
-    --keep 1 --drop 0 keeps everything and trains no network. Of records, every field is kept as it is.
+    All images are coded in few bytes. --keep 0.6 also chooses so many by dataset quantization, --drop 0.25 drops the
+    least important patches of each; both train a small network first. Of records, every field is kept as it is.
     """
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     chosen = {name: ctx.params[name] for name, place in sources.items() if place and place.name == "COMMANDLINE"}

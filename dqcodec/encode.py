@@ -18,7 +18,7 @@ from dqcodec.container.shards import ShardWriter, bytes_on_disk
 from dqcodec.container.spec import Header
 from dqcodec.container.writer import Writer
 from dqcodec.errors import OutputError
-from dqcodec.options import AUTO, EncodeOptions
+from dqcodec.options import AUTO, EncodeOptions, idle
 from dqcodec.run import Progress, Run
 from dqcodec.selection import Selection
 from dqcodec.sources.folder import Folder, scan
@@ -90,6 +90,7 @@ def encode(
     options = options or EncodeOptions()
     options.check()
     run = Run(workers, strict, progress)
+    run.notes += idle(options)
     with run.stage("scan"):
         folder = scan(source, run.progress)
         for name, reason in folder.skipped:

@@ -28,7 +28,7 @@ from dqcodec.container.spec import DICTIONARY, MAX_CLASSES, Header, plain_name
 from dqcodec.container.writer import Writer, size_of
 from dqcodec.errors import OutputError, SourceError
 from dqcodec.features import from_npy, torch_device
-from dqcodec.options import DEFAULT_BINS, TextOptions, parse_size
+from dqcodec.options import DEFAULT_BINS, TextOptions, idle, parse_size
 from dqcodec.parallel import ordered_map
 from dqcodec.run import Progress, Run
 from dqcodec.selection import Selection, select
@@ -123,6 +123,7 @@ def encode_text(
     if Path(source).resolve() == Path(output).resolve():
         raise OutputError(f"{output} is the source itself; choose another name", path=output)
     run = Run(workers, strict, progress)
+    run.notes += idle(options)
     found = scan(source)
 
     make = Writer if options.shard_size is None else ShardWriter

@@ -85,9 +85,9 @@ class EncodeOptions:
     seed      of every random choice
     """
 
-    keep: float | str = 0.6
+    keep: float | str = 1.0
     bins: int | None = None
-    drop: float = 0.25
+    drop: float = 0.0
     transform: str | None = None
     bits: float | str | None = None
     target_size: int | str | None = None
@@ -159,9 +159,9 @@ class EncodeOptions:
 # By name. The papers' ones keep pixels: DQ drops patches and does not quantize, ADQ gives samples their own widths.
 PRESETS = {
     "balanced": EncodeOptions(),
-    "smallest": EncodeOptions(keep=0.25, drop=0.0, transform="dct", bits=2.5),
-    "paper-dq": EncodeOptions(method="dq", transform="pixel", bits=8),
-    "paper-adq": EncodeOptions(method="adq", transform="pixel", bits="auto:6"),
+    "smallest": EncodeOptions(keep=0.25, transform="dct", bits=2.5),
+    "paper-dq": EncodeOptions(keep=0.6, drop=0.25, method="dq", transform="pixel", bits=8),
+    "paper-adq": EncodeOptions(keep=0.6, drop=0.25, method="adq", transform="pixel", bits="auto:6"),
 }
 
 
@@ -177,7 +177,7 @@ class TextOptions:
     shard_size, method, alpha, normalize, bin_sizes, seed   as for EncodeOptions
     """
 
-    keep: float = 0.6
+    keep: float = 1.0
     bins: int | None = None
     text: str | None = None
     label: str | None = None
@@ -205,3 +205,18 @@ class TextOptions:
             raise OptionError(f"features: {self.features!r}; allowed: NAME, FOLDER, package:NAME, FILE.npy")
         if self.shard_size is not None:
             parse_size("shard_size", self.shard_size)
+
+
+def idle(options: EncodeOptions | TextOptions) -> list[str]:
+    """Sentences on options that were given and change nothing, because nothing is chosen or dropped."""
+    standard = type(options)()
+    choosing = ("method", "bins", "features", "alpha", "normalize", "bin_sizes", "text")
+    found = []
+    for off, names, why in (
+        (options.keep == 1, choosing, "all samples are kept; to choose among them give keep below 1"),
+        (getattr(options, "drop", 1) == 0, ("mae",), "no patch is dropped; to drop some give drop above 0"),
+    ):
+        given = [name for name in names if getattr(options, name, None) != getattr(standard, name, None)]
+        if off and given:
+            found.append(f"without effect: {', '.join(given)}, because {why}")
+    return found

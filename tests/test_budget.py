@@ -123,7 +123,11 @@ def test_a_share_of_the_source(folder, tmp_path):
 
 def test_its_own_autoencoder_counts(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dqcodec.stages.fill.MAX_STEPS", 2)
-    encode(folder, tmp_path / "x.dqz", EncodeOptions(mae="train", method="random", target_size="910kB"))
+    encode(
+        folder,
+        tmp_path / "x.dqz",
+        EncodeOptions(keep=0.6, drop=0.25, mae="train", method="random", target_size="910kB"),
+    )
     assert LEAST * 910_000 <= (tmp_path / "x.dqz").stat().st_size <= 910_000
     assert info(tmp_path / "x.dqz").members["mae/weights"] > 800_000
 

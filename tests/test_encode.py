@@ -23,6 +23,7 @@ from dqcodec.inspection import info, verify
 from dqcodec.selection.scores import texture
 
 ALL = EncodeOptions(keep=1, drop=0)
+SOME = EncodeOptions(keep=0.6)
 
 
 def originals(folder, size):
@@ -94,7 +95,7 @@ def test_all_stages(photo_folder, encoded):
 
 
 def test_the_file_has_the_scores_of_the_selection(photo_folder, tmp_path):
-    result = encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(bins=3, drop=0, alpha=1))
+    result = encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, bins=3, drop=0, alpha=1))
     chosen = result.selection
     with dqcodec.open(tmp_path / "x.dqz") as file:
         columns = file.reader.columns
@@ -121,7 +122,7 @@ def test_random_needs_no_torch(photo_folder, tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None; import dqcodec; "
         f"dqcodec.encode({str(photo_folder)!r}, {str(tmp_path / 'x.dqz')!r}, "
-        "dqcodec.EncodeOptions(method='random', drop=0))"
+        "dqcodec.EncodeOptions(keep=0.6, method='random'))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert len(dqcodec.open(tmp_path / "x.dqz")) == 13
@@ -139,11 +140,11 @@ def test_adq_by_features_of_a_file(photo_folder, tmp_path):
 
 def test_more_bins_than_images(photo_folder, tmp_path):
     with pytest.raises(OptionError, match="bins: 22 for 21 samples; allowed here: 1 to 21"):
-        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(bins=22))
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.5, bins=22))
 
 
 def test_same_input_same_bytes(photo_folder, encoded, tmp_path):
-    encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(bins=3, drop=0.3), workers=1)
+    encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, bins=3, drop=0.3), workers=1)
     assert (tmp_path / "x.dqz").read_bytes() == encoded.read_bytes()
 
 
@@ -221,7 +222,7 @@ def test_one_image_a_class(tmp_path):
 
 def test_one_image_in_all(tmp_path):
     save(tmp_path / "src" / "only" / "x.png", synthetic(0, 16, 16, 3))
-    result = encode(tmp_path / "src", tmp_path / "x.dqz")
+    result = encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.6, drop=0.25))
     assert result.kept == 1
     assert any("nothing to learn from" in note for note in result.notes)
 
@@ -271,19 +272,19 @@ def test_features_of_the_wrong_shape(photo_folder, tmp_path):
     ):
         np.save(tmp_path / "f.npy", array)
         with pytest.raises(OptionError, match=message):
-            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / "f.npy"), drop=0))
+            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, features=str(tmp_path / "f.npy")))
     with pytest.raises(OptionError, match=r"missing\.npy"):
-        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / "missing.npy"), drop=0))
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, features=str(tmp_path / "missing.npy")))
     np.save(tmp_path / "f.npy", np.array([{}], object), allow_pickle=True)
     (tmp_path / "empty.npy").write_bytes(b"")
     (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + b"(" * 118)
     for name in ("f.npy", "empty.npy", "header.npy"):
         with pytest.raises(OptionError, match=f"{name}: not a .npy file of numbers"):
-            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / name), drop=0))
+            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, features=str(tmp_path / name)))
     with open(tmp_path / "z.npy", "wb") as file:
         np.savez(file, a=np.zeros((21, 2)))
     with pytest.raises(OptionError, match="is an archive; expected one array"):
-        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(features=str(tmp_path / "z.npy")))
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, features=str(tmp_path / "z.npy")))
 
 
 def test_features_of_a_timm_model(photo_folder, tmp_path):
@@ -345,7 +346,7 @@ def test_timm_models_that_cannot_be_had(photo_folder, tmp_path):
         (f"timm:test_resnet@{__file__}", "cannot load timm:test_resnet: .* Without network use"),
     ):
         with pytest.raises(OptionError, match=message):
-            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(drop=0, features=features))
+            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, features=features))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -382,12 +383,25 @@ def test_wrong_options(photo_folder, tmp_path, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_without_effect_are_named(photo_folder, tmp_path):
+    for options, found in (
+        (EncodeOptions(), []),
+        (EncodeOptions(bits=3, seed=4), []),
+        (EncodeOptions(method="dq", bins=30, mae="train"), ["method, bins", "mae"]),
+        (EncodeOptions(keep=0.6, method="random", mae="train"), ["mae"]),
+    ):
+        notes = encode(photo_folder, tmp_path / "x.dqz", options, overwrite=True).notes
+        assert [note.partition(", because")[0] for note in notes if "without effect" in note] == [
+            f"without effect: {names}" for names in found
+        ]
+
+
 def test_wrong_devices_and_workers(photo_folder, tmp_path):
     for device in ("gpu", "cuda:99", "xla", "meta"):
         with pytest.raises(OptionError, match=f"device: '{device}' is not to be had here; allowed: auto, cpu, cuda"):
-            encode(photo_folder, tmp_path / "x.dqz", device=device)
+            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6), device=device)
     with pytest.raises(OptionError, match="workers: 0; allowed: at least 1"):
-        encode(photo_folder, tmp_path / "x.dqz", workers=0)
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6), workers=0)
 
 
 def test_an_output_that_exists(photo_folder, tmp_path):
@@ -413,7 +427,8 @@ def test_a_killed_encode(photo_folder, tmp_path, number):
 import signal
 import dqcodec
 signal.signal(signal.SIGINT, signal.default_int_handler)
-dqcodec.encode({str(photo_folder)!r}, {str(path)!r}, overwrite=True, progress=lambda *a: print(*a, flush=True))
+options = dqcodec.EncodeOptions(keep=0.6)
+dqcodec.encode({str(photo_folder)!r}, {str(path)!r}, options, overwrite=True, progress=lambda *a: print(*a, flush=True))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -471,7 +486,7 @@ def test_images_that_vanish_while_encoding(tmp_path):
 
 
 @pytest.mark.parametrize("side", [1, 4])
-@pytest.mark.parametrize("options", [EncodeOptions(), EncodeOptions(keep=1)])
+@pytest.mark.parametrize("options", [SOME, EncodeOptions(drop=0.25)])
 def test_one_tiny_image(tmp_path, side, options):
     save(tmp_path / "src" / "only" / "x.png", synthetic(0, side, side, 3))
     assert encode(tmp_path / "src", tmp_path / "x.dqz", options).kept == 1
@@ -507,13 +522,13 @@ def test_too_many_bins_for_the_classes_are_refused_at_once(tmp_path):
     for k in range(100):
         save(tmp_path / "src" / str(k) / "x.png", synthetic(k, 8, 8, 3))
     with pytest.raises(OptionError, match="bins: 65536 for 100 samples; allowed here: 1 to 100"):
-        encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(bins=65536))
+        encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.6, bins=65536))
 
 
 def test_wrong_features_are_known_before_any_work(photo_folder, tmp_path):
     seen = []
     with pytest.raises(OptionError, match=r"nope\.npy: No such file"):
-        options = EncodeOptions(features=str(tmp_path / "nope.npy"))
+        options = EncodeOptions(keep=0.6, features=str(tmp_path / "nope.npy"))
         encode(photo_folder, tmp_path / "x.dqz", options, progress=lambda stage, *_: seen.append(stage))
     assert set(seen) <= {"scan"}
 
@@ -543,7 +558,7 @@ def test_names_that_are_not_utf_8(photo_folder, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(photo_folder, source)
     os.rename(os.fsencode(source / "z" / "00.png"), os.fsencode(source / "z") + b"/\xff.png")
-    for options in (ALL, EncodeOptions(bins=3)):
+    for options in (ALL, EncodeOptions(keep=0.6, bins=3)):
         result = encode(source, tmp_path / "x.dqz", options, work=tmp_path / "work", overwrite=True)
         assert result.images == 21
 
@@ -586,5 +601,5 @@ def test_options_of_numpy(photo_folder, tmp_path):
 def test_the_device_is_checked_first(photo_folder, tmp_path):
     stages = []
     with pytest.raises(OptionError, match="device: 'foo' is not to be had here"):
-        encode(photo_folder, tmp_path / "x.dqz", device="foo", progress=lambda stage, *_: stages.append(stage))
+        encode(photo_folder, tmp_path / "x.dqz", SOME, device="foo", progress=lambda stage, *_: stages.append(stage))
     assert set(stages) == {"scan", "look"}

@@ -75,11 +75,11 @@ def test_fractions_of_a_bit_with_dct(folder, tmp_path):
 
 def test_the_default_adapts_where_a_network_is_trained_anyway(folder, tmp_path):
     for options, bits in (
-        (EncodeOptions(), "auto:4"),
-        (EncodeOptions(keep=1), "auto:4"),
-        (EncodeOptions(keep=1, drop=0), "4"),
-        (EncodeOptions(method="random", drop=0), "4"),
-        (EncodeOptions(transform="pixel", drop=0), "6"),
+        (EncodeOptions(keep=0.6), "auto:4"),
+        (EncodeOptions(drop=0.25), "auto:4"),
+        (EncodeOptions(), "4"),
+        (EncodeOptions(keep=0.6, method="random"), "4"),
+        (EncodeOptions(keep=0.6, transform="pixel"), "6"),
         (EncodeOptions(bits=5), "5"),
         (EncodeOptions(bits="auto", keep=1, drop=0), "auto:4"),
     ):

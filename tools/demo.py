@@ -107,19 +107,20 @@ def as_jpeg(images: Tensor, quality: int) -> int:
     return total
 
 
-def picture(path: Path, dataset: dqcodec.DQZDataset, originals: Tensor) -> None:
-    """Rows: originals, kept patches, reconstructions."""
-    file = dataset.file
+def picture(path: Path, default: dqcodec.DQZDataset, small: dqcodec.DQZDataset, originals: Tensor) -> None:
+    """Rows: originals, what the default keeps of them; of the small file the kept patches, and what is made of them."""
+    file = small.file
     assert isinstance(file, dqcodec.DQZFile)
     chosen = np.linspace(0, len(file) - 1, SHOWN).astype(int)
-    source = file.source_index
-    assert source is not None
+    assert file.source_index is not None
+    source = file.source_index[chosen].astype(np.int64)
     header = file.reader.header
     shown = file.mask(chosen).reshape(-1, 1, *header.grid).repeat(header.patch, 2).repeat(header.patch, 3)
     rows = [
-        ("original", originals[torch.from_numpy(source[chosen].astype(np.int64))].numpy()),
+        ("original", originals[torch.from_numpy(source)].numpy()),
+        ("default", default.images(source.tolist()).numpy()),
         ("kept patches", np.where(shown, file.images(chosen, fill="none"), 255).astype(np.uint8)),
-        ("as trained on", dataset.images(chosen.tolist()).numpy()),
+        ("brought back", small.images(chosen.tolist()).numpy()),
     ]
     scale, gap, margin = 2, 6, 100
     cell = SIZE * scale
@@ -136,34 +137,38 @@ def picture(path: Path, dataset: dqcodec.DQZDataset, originals: Tensor) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
-    images, output, image = folder / "images", folder / "demo.dqz", folder / "demo.png"
+    images, image = folder / "images", folder / "demo.png"
+    outputs: dict[str, list[str]] = {"demo.dqz": [], "small.dqz": ["--keep", "0.6", "--drop", "0.25"]}
     started = time.perf_counter()
     shutil.rmtree(images, ignore_errors=True)
     make_folder(images)
-    console.print(f"$ dqcodec encode {images / 'train'} {output}", style="bold")
     from dqcodec.cli import app
 
-    app(["encode", str(images / "train"), str(output), "--overwrite"], standalone_mode=False)
+    for name, options in outputs.items():
+        arguments = ["encode", str(images / "train"), str(folder / name), *options]
+        console.print(f"$ dqcodec {' '.join(arguments)}", style="bold")
+        app([*arguments, "--overwrite"], standalone_mode=False)
 
     found, originals, labels = load_folder(images / "train")
     _, test_images, test_labels = load_folder(images / "test")
-    dataset = dqcodec.DQZDataset(output)
-    kept = np.asarray(dataset.file.source_index).astype(np.int64)
-    test = (test_images, test_labels)
-    classes = len(found.classes)
+    files = {name: dqcodec.DQZDataset(folder / name) for name in outputs}
+    sets = {"original images": TensorDataset(originals, labels), **files}
     accuracy = {
-        "original images": train(TensorDataset(originals, labels), test, classes, "the original images"),  # type: ignore[arg-type]
-        "demo.dqz": train(dataset, test, classes, "demo.dqz"),
+        name: train(dataset, (test_images, test_labels), len(found.classes), name) for name, dataset in sets.items()
     }
-    picture(image, dataset, originals)
+    picture(image, files["demo.dqz"], files["small.dqz"], originals)
 
     table = Table(title="The same network, the same number of steps", title_justify="left")
     for name in ("", "images", "bytes", "ratio", "accuracy"):
         table.add_column(name, justify="left" if not name else "right")
     total = int(found.sizes.sum())
+    about = {"demo.dqz": "all of it", "small.dqz": "60% of them, parts dropped"}
     rows = [
         ("original images (PNG)", len(found), total, f"{accuracy['original images']:.1%}"),
-        ("demo.dqz", len(kept), output.stat().st_size, f"{accuracy['demo.dqz']:.1%}"),
+        *(
+            (f"{name}: {about[name]}", len(files[name]), (folder / name).stat().st_size, f"{accuracy[name]:.1%}")
+            for name in outputs
+        ),
         ("for comparison: all as JPEG, quality 90", len(found), as_jpeg(originals, 90), "not trained"),
     ]
     for name, count, size, score in rows:

@@ -47,7 +47,7 @@ from dqcodec.codec.dct.lanes import (
     to_integers,
 )
 
-_compile = jit(_nrt=False)
+_compile = jit(_nrt=False, forceinline=True)
 activity = _compile(stream.activity)
 RIM = 2  # as far as the pairs reach
 RING = 24  # int16 of a row of `ring`

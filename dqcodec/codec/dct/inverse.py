@@ -18,8 +18,9 @@ from dqcodec.codec.dct.lanes import add, fma, load, splat, store, store_bytes, s
 from dqcodec.codec.dct.transform import matrix
 
 Array = Any
-_compile = jit(_nrt=False)  # none makes an array, so none counts references, which takes longer than a small block
-_COMPILED = build(stream, jit(_nrt=False, forceinline=True))  # calls would take a third of the time
+# Calls, and counting references to arrays in each, would take longer than what most of these do.
+_compile = jit(_nrt=False, forceinline=True)
+_COMPILED = build(stream, _compile)
 begin, forget, next_unit = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["next_unit"]
 COEFFICIENTS = stream.COEFFICIENTS
 ROWS = 768  # in `work`, after three planes of 256

@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 compiled = jit(_nrt=False)
 compiled_fast = jit(_nrt=False, fastmath=True)
 
-decoder = build(stream, compiled)  # its functions
+decoder = build(stream, jit(_nrt=False, forceinline=True))  # its functions
 predict = decoder["predict"]
 
 FAR = np.float32(1e30)
