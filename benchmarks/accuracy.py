@@ -288,7 +288,7 @@ def report(name: str) -> None:
 
 def plot(found: list[Point], name: str) -> None:
     """Accuracy against bytes, one panel for each recipe."""
-    from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
+    from matplotlib import pyplot
 
     recipes = sorted({point.recipe for point in found}, key=lambda recipe: (recipe.network, recipe.steps))
     figure, axes = pyplot.subplots(

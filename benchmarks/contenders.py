@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
-import imagecodecs  # type: ignore[import-not-found,unused-ignore]
+import imagecodecs
 import numpy as np
 from PIL import Image
 

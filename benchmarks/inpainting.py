@@ -21,7 +21,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import cv2  # type: ignore[import-not-found,unused-ignore]
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageDraw

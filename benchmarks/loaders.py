@@ -107,7 +107,7 @@ def files_epoch(folder: Path) -> Iterator[Batch]:
 
 def read_jpeg(path: str) -> Tensor:
     """uint8 (H, W, 3)."""
-    import simplejpeg  # type: ignore[import-not-found,unused-ignore]
+    import simplejpeg
 
     with open(path, "rb") as file:
         return torch.from_numpy(simplejpeg.decode_jpeg(file.read()))
@@ -136,7 +136,7 @@ def fast_epoch(folder: Path) -> Iterator[Batch]:
 
 def write_tars(folder: Path, images: Array, labels: Array, quality: int) -> None:
     """As many shards for each worker, of equal size."""
-    import webdataset  # type: ignore[import-not-found,unused-ignore]
+    import webdataset
 
     shards = WORKERS * -(-len(images) // (WORKERS * SHARD))
     folder.mkdir(parents=True)
@@ -164,7 +164,7 @@ def tars_epoch(folder: Path) -> Iterator[Batch]:
 
 
 def write_mds(folder: Path, images: Array, labels: Array, quality: int) -> None:
-    from streaming import MDSWriter  # type: ignore[import-not-found,unused-ignore]
+    from streaming import MDSWriter
 
     with (
         tempfile.TemporaryDirectory() as place,
@@ -182,7 +182,7 @@ def forget(prefix: str, locks: Path) -> None:
 
     Its own clean_stale_shared_memory() also removes that of other processes.
     """
-    from streaming.base.constant import (  # type: ignore[import-not-found,unused-ignore]
+    from streaming.base.constant import (
         BARRIER_FILELOCK,
         CACHE_FILELOCK,
         SHM_TO_CLEAN,
@@ -201,7 +201,7 @@ def mds_epoch(folder: Path) -> Iterator[Batch]:
     from streaming import StreamingDataset
 
     class Pairs(StreamingDataset):  # type: ignore[misc,unused-ignore]
-        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:  # type: ignore[override,unused-ignore]
             sample = super().__getitem__(index)
             return to_tensor(sample["image"]), sample["label"]
 
@@ -214,7 +214,7 @@ def mds_epoch(folder: Path) -> Iterator[Batch]:
 
 
 def chunk_sample(index: int, images: Array, labels: Array, quality: int) -> tuple[Any, int]:
-    from litdata import Jpeg  # type: ignore[import-not-found,unused-ignore]
+    from litdata import Jpeg
 
     return Jpeg(bytes=jpeg(images[index], quality), max_quality=None), int(labels[index])
 

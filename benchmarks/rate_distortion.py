@@ -257,7 +257,7 @@ def encode_times(folder: Path, path: Path, bits: float) -> dict[str, Row]:
 
 def plot(curves: Curves, name: str, count: int, side: int) -> None:
     """Bytes against PSNR and against SSIM."""
-    from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
+    from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for axis, measure, label in zip(axes, ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):

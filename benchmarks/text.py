@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt  # type: ignore[import-not-found,unused-ignore]
+import matplotlib.pyplot as plt
 import numpy as np
 import zstandard
 from common import RESULTS, save

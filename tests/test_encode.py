@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same
+from conftest import assert_same, noisy_folder
 from make_golden import image as synthetic
 from PIL import Image
 
@@ -603,3 +604,13 @@ def test_the_device_is_checked_first(photo_folder, tmp_path):
     with pytest.raises(OptionError, match="device: 'foo' is not to be had here"):
         encode(photo_folder, tmp_path / "x.dqz", SOME, device="foo", progress=lambda stage, *_: stages.append(stage))
     assert set(stages) == {"scan", "look"}
+
+
+def test_training_tables_keeps_no_counts_of_each_image(tmp_path):
+    """Those of one image are a megabyte."""
+    tracemalloc.start()
+    try:
+        encode(noisy_folder(tmp_path / "src", 150, 0.2), tmp_path / "x.dqz", EncodeOptions(effort="fast"), workers=1)
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -164,28 +164,26 @@ def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: 
     if not sample:
         return known, False
 
-    def each(function: Callable[[Array, Array, int], Array], done: int) -> list[Array]:
+    def each(function: Callable[[Array, Array, int], Array], done: int) -> Iterator[Array]:
         """The function of every sampled image, its units and its scale index."""
 
         def one(item: tuple[int, Array, Array]) -> Array:
             place, pixels, units = item
             return function(pixels, units, dct.scale_index(float(bits[place]), options.effort))
 
-        found = []
-        for result in ordered_map(one, sample, run.workers):
-            found.append(result)
-            run.progress("tables", done * len(sample) + len(found), 4 * len(sample))
-        return found
+        for found, result in enumerate(ordered_map(one, sample, run.workers), 1):
+            run.progress("tables", done * len(sample) + found, 4 * len(sample))
+            yield result
 
     rotation = known.rotation
     encoder = dct.Encoder(form(known), options.effort)
     if channels == 3:
-        moments = each(lambda pixels, units, _: encoder.moments(pixels, units), 1)
-        rotation = train.rotations(np.array(moments), MAX_ROTATIONS)
+        moments = np.array([*each(lambda pixels, units, _: encoder.moments(pixels, units), 1)])
+        rotation = train.rotations(moments, MAX_ROTATIONS)
     tables = replace(known, rotation=rotation)
     counts = []
     for done in (2, 3):
-        counts.append(np.sum(each(dct.Encoder(form(tables), options.effort).count, done), 0))
+        counts.append(reduce(np.add, each(dct.Encoder(form(tables), options.effort).count, done)))  # a megabyte each
         tables = train.make(counts[-1], encoder.form.order, rotation, OFFSETS[known.dependent], known.dependent)
     saved = dct.bits_of(counts[0], known, form(known)) - dct.bits_of(counts[1], tables, form(tables))
     gain = saved / 8 * len(kept) / len(sample)
