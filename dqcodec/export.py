@@ -50,6 +50,8 @@ def _export_images(file: DQZFile, folder: Path, fill: str, progress: Progress | 
     from PIL import Image
 
     with file:
+        if ending(folder):
+            raise OptionError(f"target: {folder.name!r}; images are exported to a folder, this is the name of a file")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder} exists and is not an empty folder; choose another name", path=folder)
         images = images_of(file, fill)

@@ -68,8 +68,8 @@ class EncodeOptions:
     shard_size
               bytes of a part at most, as for target_size: the output is a folder of parts and an index. None: one file
     effort    "fast", "default" or "best": how long dct searches
-    filter    whether decoded images of dct are filtered: 3 to 4% fewer bytes at equal quality, decoding takes a quarter
-              longer on a CPU
+    filter    whether decoded images of dct are filtered: 3 to 4% fewer bytes at equal quality, decoding takes 1.4 times
+              as long on a CPU
     size      pixels a side; None: as the data, at most 224
     resize    how other shapes become square: "squash", "crop" or "pad"
     patch     side of a patch in pixels; None: 16 at 224, 8 at 64, 4 at 32
@@ -201,20 +201,26 @@ class TextOptions:
             template_parts(self.text)
         if self.label is not None and not isinstance(self.label, str):
             raise OptionError(f"label: {self.label!r}; expected the name of a field")
-        if not isinstance(self.features, str) or not self.features:
-            raise OptionError(f"features: {self.features!r}; allowed: NAME, FOLDER, package:NAME, FILE.npy")
+        if not isinstance(self.features, str) or not self.features or re.match(r"proxy$|timm:", self.features):
+            raise OptionError(
+                f"features: {self.features!r}; allowed for records: NAME of sentence-transformers, FOLDER, "
+                "package:NAME, FILE.npy"
+            )
         if self.shard_size is not None:
             parse_size("shard_size", self.shard_size)
 
 
 def idle(options: EncodeOptions | TextOptions) -> list[str]:
-    """Sentences on options that were given and change nothing, because nothing is chosen or dropped."""
+    """Sentences on options that were given and change nothing beside the others."""
     standard = type(options)()
-    choosing = ("method", "bins", "features", "alpha", "normalize", "bin_sizes", "text")
+    by_features, dct = ("bins", "features", "normalize", "bin_sizes", "text"), ("effort", "filter")
     found = []
     for off, names, why in (
-        (options.keep == 1, choosing, "all samples are kept; to choose among them give keep below 1"),
+        (options.keep == 1, ("method", "alpha", *by_features), "all samples are kept; for fewer give keep below 1"),
+        (options.keep != 1 and options.method == "random", ("alpha", *by_features), "samples are chosen at random"),
+        (options.keep != 1 and options.method in ("dq", "graphcut"), ("alpha",), "the method is not adq"),
         (getattr(options, "drop", 1) == 0, ("mae",), "no patch is dropped; to drop some give drop above 0"),
+        (getattr(options, "transform", None) == "pixel", dct, "the transform is not dct"),
     ):
         given = [name for name in names if getattr(options, name, None) != getattr(standard, name, None)]
         if off and given:

@@ -80,9 +80,9 @@ class Work:
             self.found.append(name)
             with np.load(io.BytesIO(saved), allow_pickle=False) as found:
                 return dict(found)
-        arrays = make()
+        arrays: dict[str, Any] = make()
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
+        np.savez(buffer, **arrays)
         _replace(path, buffer.getvalue())
         return arrays
 

@@ -144,6 +144,9 @@ def test_export(tmp_path):
     again = run("export", RGB, tmp_path / "out")
     assert again.returncode == 1
     assert "exists and is not an empty folder" in again.stderr
+    wrong = run("export", RGB, tmp_path / "x.json")
+    assert wrong.returncode == 2
+    assert "target: 'x.json'; images are exported to a folder" in wrong.stderr
 
 
 def test_export_and_encode_again(tmp_path):

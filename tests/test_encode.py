@@ -389,12 +389,23 @@ def test_options_without_effect_are_named(photo_folder, tmp_path):
         (EncodeOptions(), []),
         (EncodeOptions(bits=3, seed=4), []),
         (EncodeOptions(method="dq", bins=30, mae="train"), ["method, bins", "mae"]),
-        (EncodeOptions(keep=0.6, method="random", mae="train"), ["mae"]),
+        (EncodeOptions(keep=0.6, method="random", bins=2, mae="train"), ["bins", "mae"]),
+        (EncodeOptions(keep=0.6, method="random", transform="pixel", effort="fast", filter=False), ["effort, filter"]),
     ):
         notes = encode(photo_folder, tmp_path / "x.dqz", options, overwrite=True).notes
         assert [note.partition(", because")[0] for note in notes if "without effect" in note] == [
             f"without effect: {names}" for names in found
         ]
+
+
+def test_options_of_the_other_kind(photo_folder, tmp_path):
+    with pytest.raises(OptionError, match="options: TextOptions; expected EncodeOptions"):
+        encode(photo_folder, tmp_path / "x.dqz", dqcodec.TextOptions())
+    with pytest.raises(OptionError, match="options: EncodeOptions; expected TextOptions"):
+        dqcodec.encode_text(tmp_path / "x.json", tmp_path / "x.dqz", EncodeOptions())
+    for features in ("proxy", "timm:resnet18"):
+        with pytest.raises(OptionError, match=f"features: '{features}'; allowed for records"):
+            dqcodec.encode_text(tmp_path / "x.json", tmp_path / "x.dqz", dqcodec.TextOptions(features=features))
 
 
 def test_wrong_devices_and_workers(photo_folder, tmp_path):
