@@ -298,13 +298,13 @@ class Reader(Samples):
         found = self._storage.read_many(places)
         sums = self.columns["checksum"][groups].tolist()
         for index, start, (place, size), expected in zip(first.values(), starts.tolist(), places, sums, strict=True):
-            about = f"payload bytes {start} to {start + size - 1}"
             try:
                 data = next(found)
                 if zlib.crc32(data) != expected:
                     data = self._again(place, size, expected)
             except (TruncatedError, ChecksumError) as error:
-                raise self.error(index, f"{about}: {error}", type(error)) from None
+                where = f"payload bytes {start} to {start + size - 1}"
+                raise self.error(index, f"{where}: {error}", type(error)) from None
             yield start, data
 
     def _again(self, start: int, size: int, expected: int) -> bytes:

@@ -117,11 +117,11 @@ def connect(path: str | Path, cache: str | Path | None = None) -> Storage:
 
 def pread(file: int, size: int, start: int) -> bytes:
     """`size` bytes at `start`, without moving a shared position."""
-    parts = []
-    while size:
-        part = os.pread(file, min(size, 1 << 30), start)
+    data = os.pread(file, min(size, 1 << 30), start)
+    while len(data) < size:
+        end = start + len(data)
+        part = os.pread(file, min(size - len(data), 1 << 30), end)
         if not part:
-            raise TruncatedError(f"the file ends at byte {start}, {size} bytes too early")
-        parts.append(part)
-        start, size = start + len(part), size - len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+            raise TruncatedError(f"the file ends at byte {end}, {size - len(data)} bytes too early")
+        data += part
+    return data
