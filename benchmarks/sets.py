@@ -74,6 +74,8 @@ class Case:
     @property
     def file(self) -> str:
         """What distinguishes one .dqz from another."""
+        if self.kind == "preset":
+            return f"preset {self.preset}"
         drop = f" drop {self.drop:g}" if self.drop else ""
         return f"dqz {self.budget} {self.share:g} {self.method} {self.transform} {self.bits}{drop}"
 
@@ -81,11 +83,9 @@ class Case:
     def name(self) -> str:
         if self.kind == "full":
             return self.kind
-        if self.kind == "preset":
-            return f"{self.kind} {self.preset}"
         if self.kind == "originals":
             return f"{self.kind} {self.budget}"
-        if self.kind == "dqz":
+        if self.kind in ("dqz", "preset"):
             return f"{self.file} {self.fill}" if self.drop else self.file
         if self.kind == "selected":
             return f"{self.kind} {self.share:g} {self.method}"
@@ -236,15 +236,16 @@ def as_files(contender: Contender, images: Array, budget: int, half: bool) -> tu
 
 
 def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
-    path = work / "dqz" / f"{case.file if case.kind == 'dqz' else case.name} seed {seed}.dqz"
+    path = work / "dqz" / f"{case.file} seed {seed}.dqz"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        options = dqcodec.EncodeOptions(
-            keep=case.share, drop=case.drop, transform=case.transform, bits=case.bits, method=case.method,
-            target_size=case.budget * len(source.images), seed=seed,
-        )  # fmt: skip
         if case.kind == "preset":
             options = replace(dqcodec.PRESETS[case.preset], seed=seed)
+        else:
+            options = dqcodec.EncodeOptions(
+                keep=case.share, drop=case.drop, transform=case.transform, bits=case.bits, method=case.method,
+                target_size=case.budget * len(source.images), seed=seed,
+            )  # fmt: skip
         encode(source, path, options, work / "stages" if case.needs_proxy else None)
     dataset = dqcodec.DQZDataset(path, fill=case.fill)
     starts = range(0, len(dataset), BATCH)

@@ -78,10 +78,10 @@ def _around(cells: Any) -> Any:
     """
     first, last, before, after = np.s_[:, :1], np.s_[:, -1:], np.s_[:, :-1], np.s_[:, 1:]
     total = cells * 0
-    for axes in (cells, total), (cells.swapaxes(1, 2), total.swapaxes(1, 2)):
+    for source, target in ((cells, total), (cells.swapaxes(1, 2), total.swapaxes(1, 2))):
         for here, there in ((first, first), (after, before), (before, after), (last, last)):
-            part = axes[1][here]
-            part += axes[0][there]
+            part = target[here]
+            part += source[there]
     return total
 
 

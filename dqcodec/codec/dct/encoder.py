@@ -38,6 +38,7 @@ from dqcodec.codec.dct.search import (
     quantise_dependent,
     quantise_plain,
 )
+from dqcodec.codec.dct.tables import STATE
 from dqcodec.codec.dct.transform import matrix, scan_places
 
 border, settle, neighbours, activity, forget = (
@@ -231,7 +232,7 @@ def emit_block(slot, kind, size, order, coding, b, ops, n):
             n += 1
         else:
             n = emit_large(context, m, 1 if level < 0 else 0, ops, n)
-        state = (coding.transitions >> (state | ((m << 1) & 2))) & 24
+        state = (coding.transitions >> (state | ((m << 1) & 2))) & STATE
         if step & FIRST:
             now, near, far = U0, now, near
         if k > 1:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from dqcodec.codec.dct.contexts import CELLS, LAST_BIN
-from dqcodec.codec.dct.tables import ENTRIES, ESCAPE, PAIRS, POINTS, POSITION, SECOND, SIDES, SUM_BIN
+from dqcodec.codec.dct.tables import ENTRIES, ESCAPE, PAIRS, POINTS, POSITION, SECOND, SIDES, STATE, SUM_BIN
 
 NONE = -1  # activity of a cell that was not decoded
 NO_DC = -(2**31)  # DC of a cell that was not decoded
@@ -134,7 +134,7 @@ def coefficient(
         scratch[c] = min(s, 15)
         value = 64 * ((s << coding.dependent) - quantiser) + coding.far
         scratch[at] = value if level > 0 else -value
-    return (coding.transitions >> (state | ((s << 1) & 2))) & 24, x, p
+    return (coding.transitions >> (state | ((s << 1) & 2))) & STATE, x, p
 
 
 def block(

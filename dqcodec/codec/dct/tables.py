@@ -36,7 +36,8 @@ POSITION, SUM_BIN, POINTS, SIDES, PAIRS = 0, 512, 640, 704, 1024  # places in Co
 MAX_PAIRS = 4096
 ENTRIES = 8160  # mask of where a distribution's entries of Coding.alias begin: BUCKETS times its number
 SECOND = 16  # bits from the entry of the first quantiser to that of the second in a pair; and the state's bit for it
-# The states of the dependent quantiser, times 8; from state i // 2 on parity i % 2.
+# A state of the dependent quantiser is held times 8: STATE is its mask. The next one from state i // 2 on parity i % 2:
+STATE = 24
 TRANSITIONS = sum(8 * n << 8 * (i // 2) + 2 * (i % 2) for i, n in enumerate((0, 2, 2, 0, 1, 3, 3, 1)))
 
 
