@@ -93,13 +93,15 @@ def encode(
         int | None, typer.Option(help="Bins a class.", show_default="10, at most one an image")
     ] = DEFAULTS.bins,
     method: Annotated[
-        Literal["adq", "dq", "graphcut", "random"],
+        Literal["graphcut", "dq", "adq", "random"] | None,
         typer.Option(
             metavar="NAME",
-            help="How samples are chosen where --keep is below 1: [b]adq[/b], more of the bins that matter more; "
-            "[b]dq[/b], the same share of every bin; [b]graphcut[/b], one bin and its first picks; [b]random[/b].",
+            help="How samples are chosen where --keep is below 1: [b]graphcut[/b], the first picks by submodular gain; "
+            "[b]dq[/b], the same share of every bin of such picks; [b]adq[/b], more of the bins that matter more; "
+            "[b]random[/b].",
+            show_default="graphcut; of records adq",
         ),
-    ] = "adq",
+    ] = None,
     alpha: Annotated[float, typer.Option(help="Weight of a bin's importance with adq, 0 to 1.")] = DEFAULTS.alpha,
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Divide features by their norm: bins by cosine similarity.")

@@ -74,7 +74,7 @@ class EncodeOptions:
     resize    how other shapes become square: "squash", "crop" or "pad"
     patch     side of a patch in pixels; None: 16 at 224, 8 at 64, 4 at 32
     features  "proxy", "timm:NAME", "timm:NAME@WEIGHTS" or "FILE.npy"
-    method    "adq": bins by their importance; "dq": the same share of every bin; "graphcut": one bin, the first picks;
+    method    "graphcut": one bin, the first picks; "dq": the same share of every bin; "adq": bins by their importance;
               "random"
     alpha     0..1, the weight of the importance with "adq"
     normalize features are divided by their L2 norm: the cosine GraphCut of the papers' public code
@@ -98,7 +98,7 @@ class EncodeOptions:
     resize: str = "squash"
     patch: int | None = None
     features: str = "proxy"
-    method: str = "adq"
+    method: str = "graphcut"
     alpha: float = ALPHA
     normalize: bool = False
     bin_sizes: str = "equal"
@@ -218,7 +218,8 @@ def idle(options: EncodeOptions | TextOptions) -> list[str]:
     for off, names, why in (
         (options.keep == 1, ("method", "alpha", *by_features), "all samples are kept; for fewer give keep below 1"),
         (options.keep != 1 and options.method == "random", ("alpha", *by_features), "samples are chosen at random"),
-        (options.keep != 1 and options.method in ("dq", "graphcut"), ("alpha",), "the method is not adq"),
+        (options.keep != 1 and options.method == "dq", ("alpha",), "the method is not adq"),
+        (options.keep != 1 and options.method == "graphcut", ("alpha", "bins", "bin_sizes"), "the method has one bin"),
         (getattr(options, "drop", 1) == 0, ("mae",), "no patch is dropped; to drop some give drop above 0"),
         (getattr(options, "transform", None) == "pixel", dct, "the transform is not dct"),
     ):

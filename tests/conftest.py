@@ -39,7 +39,7 @@ def encoded(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     import dqcodec
 
     path = tmp_path_factory.mktemp("encoded") / "photos.dqz"
-    dqcodec.encode(photo_folder, path, dqcodec.EncodeOptions(keep=0.6, bins=3, drop=0.3))
+    dqcodec.encode(photo_folder, path, dqcodec.EncodeOptions(keep=0.6, method="adq", bins=3, drop=0.3))
     return path
 
 

@@ -96,7 +96,7 @@ def test_all_stages(photo_folder, encoded):
 
 
 def test_the_file_has_the_scores_of_the_selection(photo_folder, tmp_path):
-    result = encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, bins=3, drop=0, alpha=1))
+    result = encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, method="adq", bins=3, alpha=1))
     chosen = result.selection
     with dqcodec.open(tmp_path / "x.dqz") as file:
         columns = file.reader.columns
@@ -131,7 +131,7 @@ def test_random_needs_no_torch(photo_folder, tmp_path):
 
 def test_adq_by_features_of_a_file(photo_folder, tmp_path):
     np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(21, 4)))
-    options = EncodeOptions(keep=0.5, bins=3, drop=0, features=str(tmp_path / "f.npy"))
+    options = EncodeOptions(keep=0.5, method="adq", bins=3, features=str(tmp_path / "f.npy"))
     first, again = (encode(photo_folder, tmp_path / f"{k}.dqz", options) for k in range(2))
     assert "proxy" not in first.seconds
     assert first.selection.rs.min() > 0  # of the images
@@ -141,11 +141,11 @@ def test_adq_by_features_of_a_file(photo_folder, tmp_path):
 
 def test_more_bins_than_images(photo_folder, tmp_path):
     with pytest.raises(OptionError, match="bins: 22 for 21 samples; allowed here: 1 to 21"):
-        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.5, bins=22))
+        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.5, method="dq", bins=22))
 
 
 def test_same_input_same_bytes(photo_folder, encoded, tmp_path):
-    encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, bins=3, drop=0.3), workers=1)
+    encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6, method="adq", bins=3, drop=0.3), workers=1)
     assert (tmp_path / "x.dqz").read_bytes() == encoded.read_bytes()
 
 
@@ -174,7 +174,7 @@ def broken_folder(root):
     return {"b/cut.jpg", "b/nothing.png", "b/notes.txt", "stray.png"}
 
 
-@pytest.mark.parametrize("options", [ALL, EncodeOptions(keep=0.5, bins=2)])
+@pytest.mark.parametrize("options", [ALL, EncodeOptions(keep=0.5, method="adq", bins=2)])
 def test_unusable_files_are_skipped_and_named(tmp_path, options):
     bad = broken_folder(tmp_path / "src")
     result = encode(tmp_path / "src", tmp_path / "x.dqz", options)
@@ -325,7 +325,7 @@ def test_adq_by_a_timm_model(photo_folder, tmp_path):
     for k in range(6):
         save(tmp_path / "grey" / "ab"[k % 2] / f"{k}.png", synthetic(k, 24, 24, 1)[..., 0])
     for source in (photo_folder, tmp_path / "grey"):
-        options = EncodeOptions(keep=0.5, bins=2, drop=0, features=f"timm:test_resnet@{weights}")
+        options = EncodeOptions(keep=0.5, method="adq", bins=2, features=f"timm:test_resnet@{weights}")
         first = encode(source, tmp_path / "x.dqz", options, work=tmp_path / "work", overwrite=True)
         assert np.isfinite(first.selection.ds).all()
         assert first.selection.ds[0] != first.selection.ds[1]
@@ -390,6 +390,7 @@ def test_options_without_effect_are_named(photo_folder, tmp_path):
         (EncodeOptions(bits=3, seed=4), []),
         (EncodeOptions(method="dq", bins=30, mae="train"), ["method, bins", "mae"]),
         (EncodeOptions(keep=0.6, method="random", bins=2, mae="train"), ["bins", "mae"]),
+        (EncodeOptions(keep=0.6, bins=2, alpha=0.1), ["alpha, bins"]),
         (EncodeOptions(keep=0.6, method="random", transform="pixel", effort="fast", filter=False), ["effort, filter"]),
     ):
         notes = encode(photo_folder, tmp_path / "x.dqz", options, overwrite=True).notes
@@ -487,7 +488,7 @@ def test_images_that_vanish_while_encoding(tmp_path):
             for k in range(0, 8, 2):
                 (tmp_path / "src" / "a" / f"{k}.png").unlink(missing_ok=True)
 
-    options = EncodeOptions(keep=0.99, bins=2, drop=0, features=str(tmp_path / "f.npy"))
+    options = EncodeOptions(keep=0.99, method="adq", bins=2, features=str(tmp_path / "f.npy"))
     result = encode(tmp_path / "src", tmp_path / "x.dqz", options, progress=remove)
     assert result.kept == 4
     assert [name for name, _ in result.skipped] == [f"a/{k}.png" for k in range(0, 8, 2)]
@@ -534,7 +535,7 @@ def test_too_many_bins_for_the_classes_are_refused_at_once(tmp_path):
     for k in range(100):
         save(tmp_path / "src" / str(k) / "x.png", synthetic(k, 8, 8, 3))
     with pytest.raises(OptionError, match="bins: 65536 for 100 samples; allowed here: 1 to 100"):
-        encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.6, bins=65536))
+        encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.6, method="dq", bins=65536))
 
 
 def test_wrong_features_are_known_before_any_work(photo_folder, tmp_path):
@@ -570,7 +571,7 @@ def test_names_that_are_not_utf_8(photo_folder, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(photo_folder, source)
     os.rename(os.fsencode(source / "z" / "00.png"), os.fsencode(source / "z") + b"/\xff.png")
-    for options in (ALL, EncodeOptions(keep=0.6, bins=3)):
+    for options in (ALL, EncodeOptions(keep=0.6, method="adq", bins=3)):
         result = encode(source, tmp_path / "x.dqz", options, work=tmp_path / "work", overwrite=True)
         assert result.images == 21
 
@@ -592,7 +593,7 @@ def test_the_default_bins_are_those_of_whole_images(tmp_path):
         save(tmp_path / "src" / "ab"[k % 2] / f"{k}.png", synthetic(k, 24, 24, 3))
     cut = tmp_path / "src" / "a" / "0.png"
     cut.write_bytes(cut.read_bytes()[:500])
-    result = encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.5, drop=0))
+    result = encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.5, method="dq"))
     assert (result.images, result.options.bins, result.kept) == (9, 9, 4)
     assert "2 of 2 classes have fewer images than bins" in result.notes
 
@@ -600,6 +601,7 @@ def test_the_default_bins_are_those_of_whole_images(tmp_path):
 def test_options_of_numpy(photo_folder, tmp_path):
     options = EncodeOptions(
         keep=np.float32(0.5),
+        method="dq",
         bins=np.int64(3),
         seed=np.int64(1),
         alpha=np.float64(0.5),

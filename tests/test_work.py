@@ -178,7 +178,7 @@ def test_the_work_folder_is_never_inside_the_source(photo_folder, tmp_path):
     assert sorted(photo_folder.rglob("*")) == before
 
 
-OPTIONS = EncodeOptions(keep=0.5, bins=3, drop=0.3)
+OPTIONS = EncodeOptions(keep=0.5, method="adq", bins=3, drop=0.3)
 SLOW = {"proxy", "features", "bins", "texture", "diversity", "read", "look"}
 
 
@@ -221,7 +221,10 @@ def test_skipped_files_are_named_again(tmp_path):
     bad = broken_folder(tmp_path / "source")
     for name in ("a", "b"):
         result = encode(
-            tmp_path / "source", tmp_path / f"{name}.dqz", EncodeOptions(keep=0.5, bins=2), work=tmp_path / "work"
+            tmp_path / "source",
+            tmp_path / f"{name}.dqz",
+            EncodeOptions(keep=0.5, method="adq", bins=2),
+            work=tmp_path / "work",
         )
         assert {name for name, _ in result.skipped} == bad
         assert all(reason for _, reason in result.skipped)
@@ -272,7 +275,8 @@ def progress(name, done, total):
     if name == stage and done >= int(limit):
         os.kill(os.getpid(), signal.SIGKILL)
 
-dqcodec.encode(source, output, dqcodec.EncodeOptions(keep=0.5, bins=3, drop=0.3), work=work, progress=progress)
+options = dqcodec.EncodeOptions(keep=0.5, method="adq", bins=3, drop=0.3)
+dqcodec.encode(source, output, options, work=work, progress=progress)
 """
 
 

@@ -30,7 +30,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def options():
     """Everything that a file may have: bins and scores, dropped patches, distances."""
-    return EncodeOptions(keep=0.9, drop=0.25, bins=3, bits="auto:4")
+    return EncodeOptions(keep=0.9, method="adq", drop=0.25, bins=3, bits="auto:4")
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_forged_indices(copy, change, message):
 def test_parts_that_do_not_belong_together(photos, shards, tmp_path, quick_proxy):
     """Parts of two sets under an index that is right for them."""
     other = tmp_path / "other"
-    encode(photos, other, EncodeOptions(keep=0.9, drop=0.25, bins=3, bits="auto:5", shard_size=LIMIT))
+    encode(photos, other, EncodeOptions(keep=0.9, method="adq", drop=0.25, bins=3, bits="auto:5", shard_size=LIMIT))
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     shutil.copy(shards / part_name(0), mixed / part_name(0))
