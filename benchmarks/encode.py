@@ -1,4 +1,4 @@
-"""How long does `dqcodec encode` take with its defaults, and how much memory?
+"""How long does `dqcodec encode` take, and how much memory, with its defaults, and when it also chooses and drops?
 
     python benchmarks/encode.py FOLDER NAME      FOLDER/<class>/*, results/encode-NAME.json
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,14 +22,15 @@ from common import save
 from PIL import Image
 
 
-def encode(folder: Path, output: Path) -> dict[str, Any]:
+def encode(folder: Path, output: Path, *options: str) -> dict[str, Any]:
     """One run of the command, as a process of its own."""
-    command = [str(Path(sys.executable).with_name("dqcodec")), "encode", str(folder), str(output), "--json"]
+    program = str(Path(sys.executable).with_name("dqcodec"))
     start = time.perf_counter()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    process = subprocess.Popen([program, "encode", folder, output, "--json", *options], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    found = json.loads(process.stdout.read())
+    peak = os.wait4(process.pid, 0)[2].ru_maxrss * 1024
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    found = json.loads(done.stdout)
     return {
         "images": found["images"],
         "kept": found["kept"],
@@ -55,7 +56,10 @@ def convert(folder: Path, kind: str, **arguments: Any) -> dict[str, Any]:
 def main() -> None:
     folder, name = Path(sys.argv[1]), sys.argv[2]
     with tempfile.TemporaryDirectory() as place:
-        ours = encode(folder, Path(place) / "out.dqz")
+        ours = {
+            " ".join(options) or "defaults": encode(folder, Path(place) / f"{len(options)}.dqz", *options)
+            for options in ((), ("--keep", "0.6", "--drop", "0.25"))
+        }
     others = {
         "JPEG quality 75": convert(folder, "JPEG", quality=75, optimize=True),
         "WebP quality 75, method 6": convert(folder, "WEBP", quality=75, method=6),
