@@ -24,18 +24,22 @@ from PIL import Image
 
 def encode(folder: Path, output: Path, *options: str) -> dict[str, Any]:
     """One run of the command, as a process of its own."""
-    program = str(Path(sys.executable).with_name("dqcodec"))
+    command = [str(Path(sys.executable).with_name("dqcodec")), "encode", str(folder), str(output), "--json"]
+    command += options
     start = time.perf_counter()
-    process = subprocess.Popen([program, "encode", folder, output, "--json", *options], stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    found = json.loads(process.stdout.read())
-    peak = os.wait4(process.pid, 0)[2].ru_maxrss * 1024
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)  # the peak of this process alone
     seconds = time.perf_counter() - start
+    if status:
+        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+    found = json.loads(text)
     return {
         "images": found["images"],
         "kept": found["kept"],
         "seconds": round(seconds, 1),
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": usage.ru_maxrss * 1024,
         "bytes_in": found["bytes_in"],
         "bytes_kept": found["bytes_kept"],
         "bytes_out": found["bytes_out"],

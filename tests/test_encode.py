@@ -24,7 +24,7 @@ from dqcodec.inspection import info, verify
 from dqcodec.selection.scores import texture
 
 ALL = EncodeOptions(keep=1, drop=0)
-SOME = EncodeOptions(keep=0.6)
+SOME = EncodeOptions(keep=0.6, method="adq", drop=0.25)  # every stage
 
 
 def originals(folder, size):
@@ -174,7 +174,7 @@ def broken_folder(root):
     return {"b/cut.jpg", "b/nothing.png", "b/notes.txt", "stray.png"}
 
 
-@pytest.mark.parametrize("options", [ALL, EncodeOptions(keep=0.5, method="adq", bins=2)])
+@pytest.mark.parametrize("options", [ALL, EncodeOptions(keep=0.5, method="adq", bins=2, drop=0.25)])
 def test_unusable_files_are_skipped_and_named(tmp_path, options):
     bad = broken_folder(tmp_path / "src")
     result = encode(tmp_path / "src", tmp_path / "x.dqz", options)
@@ -216,14 +216,14 @@ def test_one_image_a_class(tmp_path):
     for k in range(4):
         save(tmp_path / "src" / f"class {k}" / "x.png", synthetic(k, 16, 16, 3))
     assert encode(tmp_path / "src", tmp_path / "all.dqz", ALL).kept == 4
-    result = encode(tmp_path / "src", tmp_path / "some.dqz", EncodeOptions(keep=0.5))
+    result = encode(tmp_path / "src", tmp_path / "some.dqz", replace(SOME, keep=0.5))
     assert result.kept == 2
     assert any("no image is kept of 2 classes (class 2, class 3)" in note for note in result.notes)
 
 
 def test_one_image_in_all(tmp_path):
     save(tmp_path / "src" / "only" / "x.png", synthetic(0, 16, 16, 3))
-    result = encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.6, drop=0.25))
+    result = encode(tmp_path / "src", tmp_path / "x.dqz", SOME)
     assert result.kept == 1
     assert any("nothing to learn from" in note for note in result.notes)
 
@@ -231,7 +231,7 @@ def test_one_image_in_all(tmp_path):
 def test_grey_sets_stay_grey(tmp_path):
     for k in range(4):
         save(tmp_path / "src" / f"{k % 2}" / f"{k}.png", synthetic(k, 28, 28, 1)[..., 0])
-    encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.5, bins=1))
+    encode(tmp_path / "src", tmp_path / "x.dqz", EncodeOptions(keep=0.5, method="adq", bins=1, drop=0.25))
     with dqcodec.open(tmp_path / "x.dqz") as file:
         assert file.shape == (1, 28, 28)
     image, _ = dqcodec.DQZDataset(tmp_path / "x.dqz")[0]
@@ -412,9 +412,9 @@ def test_options_of_the_other_kind(photo_folder, tmp_path):
 def test_wrong_devices_and_workers(photo_folder, tmp_path):
     for device in ("gpu", "cuda:99", "xla", "meta"):
         with pytest.raises(OptionError, match=f"device: '{device}' is not to be had here; allowed: auto, cpu, cuda"):
-            encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6), device=device)
+            encode(photo_folder, tmp_path / "x.dqz", SOME, device=device)
     with pytest.raises(OptionError, match="workers: 0; allowed: at least 1"):
-        encode(photo_folder, tmp_path / "x.dqz", EncodeOptions(keep=0.6), workers=0)
+        encode(photo_folder, tmp_path / "x.dqz", SOME, workers=0)
 
 
 def test_an_output_that_exists(photo_folder, tmp_path):
@@ -440,7 +440,7 @@ def test_a_killed_encode(photo_folder, tmp_path, number):
 import signal
 import dqcodec
 signal.signal(signal.SIGINT, signal.default_int_handler)
-options = dqcodec.EncodeOptions(keep=0.6)
+options = dqcodec.EncodeOptions(keep=0.6, method="adq", drop=0.25)
 dqcodec.encode({str(photo_folder)!r}, {str(path)!r}, options, overwrite=True, progress=lambda *a: print(*a, flush=True))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -571,7 +571,7 @@ def test_names_that_are_not_utf_8(photo_folder, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(photo_folder, source)
     os.rename(os.fsencode(source / "z" / "00.png"), os.fsencode(source / "z") + b"/\xff.png")
-    for options in (ALL, EncodeOptions(keep=0.6, method="adq", bins=3)):
+    for options in (ALL, replace(SOME, bins=3)):
         result = encode(source, tmp_path / "x.dqz", options, work=tmp_path / "work", overwrite=True)
         assert result.images == 21
 

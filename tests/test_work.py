@@ -223,7 +223,7 @@ def test_skipped_files_are_named_again(tmp_path):
         result = encode(
             tmp_path / "source",
             tmp_path / f"{name}.dqz",
-            EncodeOptions(keep=0.5, method="adq", bins=2),
+            EncodeOptions(keep=0.5, method="adq", bins=2, drop=0.25),
             work=tmp_path / "work",
         )
         assert {name for name, _ in result.skipped} == bad

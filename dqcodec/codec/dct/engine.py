@@ -34,6 +34,11 @@ def jit(**options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
+# For functions that make no array, each put into its callers: calls, and counting the references to arrays in each,
+# would take longer than what most of the decoder's functions do.
+inline = jit(_nrt=False, forceinline=True)
+
+
 def build(module: ModuleType, compile_one: Callable[[Any], Any]) -> dict[str, Any]:
     """Every function of module.FUNCTIONS compiled, callees before callers, by name.
 

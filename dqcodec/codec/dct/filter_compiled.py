@@ -13,7 +13,7 @@ import numpy as np
 
 from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.contexts import STRIDE, UNITS
-from dqcodec.codec.dct.engine import jit
+from dqcodec.codec.dct.engine import inline
 from dqcodec.codec.dct.filter import (
     ACTIVITIES,
     COARSE,
@@ -47,8 +47,7 @@ from dqcodec.codec.dct.lanes import (
     to_integers,
 )
 
-_compile = jit(_nrt=False, forceinline=True)
-activity = _compile(stream.activity)
+activity = inline(stream.activity)
 RIM = 2  # as far as the pairs reach
 RING = 24  # int16 of a row of `ring`
 LEVEL, HALF = np.float32(1 / FINE), np.float32(NEARLY_HALF)
@@ -124,14 +123,14 @@ def tables_of(weights: Array, unit: int) -> tuple[Array, Array]:
     return luma_table(weights), chroma_table(weights, unit)
 
 
-@_compile
+@inline
 def place_of(plane, r, c, rows, columns, unit):
     """Where the unit in row r, column c of a plane begins, in images of rows x columns units."""
     stride = columns * unit + 2 * RIM
     return (plane * (rows * unit + 2 * RIM) + r * unit + RIM) * stride + c * unit + RIM
 
 
-@_compile
+@inline
 def mark(kept, row, column, rows, columns, unit, ring):
     """Note which pixels of a unit and around it are there: whether all are.
 
@@ -150,7 +149,7 @@ def mark(kept, row, column, rows, columns, unit, ring):
     return every
 
 
-@_compile
+@inline
 def set_limits(limit, limits):
     """Where each activity from 1 on begins, int16 (9,), from 4 steps; 32767 is beyond all sums."""
     for j in range(ACTIVITIES - 1):
@@ -158,7 +157,7 @@ def set_limits(limit, limits):
 
 
 def _hold(unit: int) -> Callable[..., None]:
-    @_compile
+    @inline
     def hold(work, first, planes, at, stride):
         """Put a plane of a unit, float32 rows of 16 from `first` on, into its place."""
         for y in range(unit):
@@ -172,7 +171,7 @@ def _weights(unit: int) -> Callable[..., Any]:
     """The weights of pair j for a row of pixels, where its cells have their tables at `places`."""
     if unit == 16:
 
-        @_compile
+        @inline
         def weights(table, places, j):
             at = j * 16
             left = joined(load(table, at + places[8], 4), load(table, at + places[9], 4))
@@ -180,13 +179,13 @@ def _weights(unit: int) -> Callable[..., Any]:
 
     elif unit == 8:
 
-        @_compile
+        @inline
         def weights(table, places, j):
             return joined(load(table, j * 16 + places[8], 4), load(table, j * 16 + places[9], 4))
 
     else:
 
-        @_compile
+        @inline
         def weights(table, places, j):
             return load(table, j * 16 + places[8], 4)
 
@@ -198,7 +197,7 @@ def _bring_all(unit: int, masked: bool) -> Callable[..., None]:
     cells = unit // 4
     weights = _weights(unit)
 
-    @_compile
+    @inline
     def pair_sum(planes, line, stride, y, down, across, centre, ring):
         """The sums of pairs of a row of pixels, row y of the unit, which begins at `line`."""
         offset = down * stride + across
@@ -212,7 +211,7 @@ def _bring_all(unit: int, masked: bool) -> Callable[..., None]:
             return add(a, b)
         return subtract(add(a, b), add(centre, centre))
 
-    @_compile
+    @inline
     def kinds(down, across, limits):
         """Activity * 3 + direction of each cell of a row, from the sums over its rows."""
         down, across = neighbours_added(neighbours_added(down)), neighbours_added(neighbours_added(across))
@@ -225,12 +224,12 @@ def _bring_all(unit: int, masked: bool) -> Callable[..., None]:
         wide = at_least(subtract(across, one), add(down, down))
         return add(add(add(activity, activity), activity), add(steep, add(wide, wide)))
 
-    @_compile
+    @inline
     def finish(centre, total, work, to):
         value = to_float(add_limited(centre, total))
         store(work, to, fma(value, splat(LEVEL, unit), splat(np.float32(0), unit)))
 
-    @_compile
+    @inline
     def bring_luma(at, stride, first, row, bench, work):
         """Filter the luma of the unit at `at`; its cells are in bench.sides from `first` on, with rows `row` apart."""
         planes, sums, places, ring = bench.planes, bench.sums, bench.places, bench.ring
@@ -260,7 +259,7 @@ def _bring_all(unit: int, masked: bool) -> Callable[..., None]:
                     total = add(total, scaled(d, weights(bench.luma, places, j)))
                 finish(centre, total, work, y * STRIDE)
 
-    @_compile
+    @inline
     def bring_chroma(at, stride, plane, active, bench, work):
         """Filter a chroma plane of the unit at `at`; active: the activity of its block."""
         planes, ring = bench.planes, bench.ring
@@ -274,7 +273,7 @@ def _bring_all(unit: int, masked: bool) -> Callable[..., None]:
                 total = add(total, scaled(d, load(bench.chroma, table + j * unit, unit)))
             finish(centre, total, work, (plane << 8) + y * STRIDE)
 
-    @_compile
+    @inline
     def bring(planes, r, c, rows, columns, bench, work):
         """See the function `bring` for units of any size."""
         stride = columns * unit + 2 * RIM
@@ -290,7 +289,7 @@ def _bring_all(unit: int, masked: bool) -> Callable[..., None]:
 def _bring(unit: int) -> Callable[..., None]:
     plain, masked = _bring_all(unit, masked=False), _bring_all(unit, masked=True)
 
-    @_compile
+    @inline
     def bring(every, planes, r, c, rows, columns, bench, work):
         """The function `bring` for units of this size."""
         if every:
@@ -305,7 +304,7 @@ hold4, hold8, hold16 = (_hold(unit) for unit in UNITS)
 bring4, bring8, bring16 = (_bring(unit) for unit in UNITS)
 
 
-@_compile
+@inline
 def hold(unit, planes, pattern, lasts, r, c, rows, columns, work, bench):
     """Put by what the filter needs of the unit in row r, column c: its planes, float32 rows of 16 in `work`, and what
     its blocks are; pattern and lasts as stream.unit has them."""
@@ -327,7 +326,7 @@ def hold(unit, planes, pattern, lasts, r, c, rows, columns, work, bench):
             bench.sides[((r * cells + y) * columns + c) * cells + x] = unit >> 3 if pattern < 0 else 1 - small
 
 
-@_compile
+@inline
 def bring(unit, every, planes, r, c, rows, columns, bench, work):
     """Filter the planes of the unit in row r, column c: float32 rows of 16 in `work`, plane k from 256 k on.
 

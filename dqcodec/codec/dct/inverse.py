@@ -12,15 +12,13 @@ import numpy as np
 
 from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.contexts import UNITS, scan
-from dqcodec.codec.dct.engine import build, jit
+from dqcodec.codec.dct.engine import build, inline, jit
 from dqcodec.codec.dct.filter_compiled import bring, hold, mark, set_limits
 from dqcodec.codec.dct.lanes import add, fma, load, splat, store, store_bytes, subtract
 from dqcodec.codec.dct.transform import matrix
 
 Array = Any
-# Calls, and counting references to arrays in each, would take longer than what most of these do.
-_compile = jit(_nrt=False, forceinline=True)
-_COMPILED = build(stream, _compile)
+_COMPILED = build(stream, inline)
 begin, forget, next_unit = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["next_unit"]
 COEFFICIENTS = stream.COEFFICIENTS
 ROWS = 768  # in `work`, after three planes of 256
@@ -45,7 +43,7 @@ def _inverse(size: int) -> Callable[..., None]:
     """
     basis = matrix(size).ravel()
 
-    @_compile
+    @inline
     def inverse(work: Array, to: int, rows: int, columns: int) -> None:
         to &= 1023  # masks: the compiler sees that no index is negative
         rows &= 31
@@ -69,7 +67,7 @@ def _inverse(size: int) -> Callable[..., None]:
 inverse4, inverse8, inverse16 = _inverse(4), _inverse(8), _inverse(16)
 
 
-@_compile
+@inline
 def take(coefficients, at, count, scale, work, to):
     """Move `count` coefficients to `work`, scaled; 0 is left in their place."""
     at &= 0xFFFFFF
@@ -79,7 +77,7 @@ def take(coefficients, at, count, scale, work, to):
         coefficients[at + i] = 0
 
 
-@_compile
+@inline
 def block(size, last, work, to):
     """The inverse transform of a block whose coefficients after scan index `last` are 0."""
     live = LIVE[((0 if size == 4 else (16 if size == 8 else 80)) + last) & 511]
@@ -92,7 +90,7 @@ def block(size, last, work, to):
         inverse4(work, to, rows, columns)
 
 
-@_compile
+@inline
 def blocks(unit, planes, pattern, lasts, work):
     """The inverse transform of a unit; pattern and lasts as stream.unit has them."""
     for k in range(planes):
@@ -105,7 +103,7 @@ def blocks(unit, planes, pattern, lasts, work):
             block(size, lasts[(y << 2) + x], work, (y << 6) + (x << 2))
 
 
-@_compile
+@inline
 def place(work, a, b, c, line, out, at, width, rows, columns):
     """Put `rows` x `columns` pixels of a unit in place, for one colour: the planes times a, b, c.
 
@@ -125,7 +123,7 @@ def place(work, a, b, c, line, out, at, width, rows, columns):
                 out[to + x] = line[x]
 
 
-@_compile
+@inline
 def place_unit(work, rotation, planes, line, out, start, r, c, unit, height, width):
     """Put the pixels of the unit in row r, column c, all colours, to the image that starts at `start` of `out`."""
     to = start + r * unit * width + c * unit
@@ -135,7 +133,7 @@ def place_unit(work, rotation, planes, line, out, start, r, c, unit, height, wid
         place(work, rotation[k], rotation[3 + k], rotation[6 + k], line, out, at, width, tall, wide)
 
 
-@_compile
+@inline
 def filter_image(kept, rows, unit, planes, bench, work, rotation, line, out, start, height, width):
     """Put an image to `out` from `start` on whose planes are in the bench, filtered; kept: uint8 (units,)."""
     columns = len(kept) // rows

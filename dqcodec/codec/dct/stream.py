@@ -168,7 +168,7 @@ def block(
     expected, place = predict(border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side)
     word = int(table[POSITION + (start & 511)])
     c = (first_cell + ((word >> 8) & 1023)) & 2047
-    state, x, p = coefficient(word, c, origin, place, pair, state, scratch, coding, x, words, p, end)
+    _, x, p = coefficient(word, c, origin, place, pair, state, scratch, coding, x, words, p, end)
     dc = expected + ((int(scratch[origin]) + 32) >> 6)  # without the offset
     dc = min(max(dc, -MAX_DC), MAX_DC)
     scratch[origin] = dc * 64
