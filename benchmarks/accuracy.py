@@ -74,6 +74,7 @@ def compared(budgets: list[int]) -> Iterator[Case]:
             if share < 1:
                 yield from (replace(plain, method=method) for method in METHODS[1:])
             yield replace(plain, bits="auto")
+            yield replace(plain, filter=False)
             yield replace(plain, transform="pixel")
             yield from (replace(plain, drop=drop, fill=fill) for drop in DROPS for fill in FILLS)
     yield from (Case("preset", preset=name) for name in dqcodec.PRESETS)

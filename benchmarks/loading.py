@@ -88,8 +88,8 @@ def to_float(image: Tensor) -> Tensor:
     return image.float().div_(255)
 
 
-def by_loader(path: Path, fill: str) -> Iterator[Batch]:
-    return iter(DQZLoader(DQZDataset(path, fill=fill), BATCH, transform=to_float, workers=WORKERS))
+def by_loader(path: Path, fill: str, filtered: bool = True) -> Iterator[Batch]:
+    return iter(DQZLoader(DQZDataset(path, fill=fill, filter=filtered), BATCH, transform=to_float, workers=WORKERS))
 
 
 def by_workers(path: Path, fill: str) -> Iterator[Batch]:
@@ -182,9 +182,11 @@ def main() -> None:
         opponent.write(at, images, labels, quality)
         epochs[opponent.name] = at, partial(opponent.epoch, at)
     epochs["DQZLoader, nothing dropped"] = whole, partial(by_loader, whole, "none")
+    epochs["DQZLoader, nothing dropped, no filter"] = whole, partial(by_loader, whole, "none", filtered=False)
     epochs["DQZDataset in a DataLoader, nothing dropped"] = whole, partial(by_workers, whole, "none")
     for fill in ("mean", "mae"):
         epochs[f"DQZLoader, 25% dropped, {fill}"] = dropped, partial(by_loader, dropped, fill)
+    epochs["DQZLoader, 25% dropped, mean, no filter"] = dropped, partial(by_loader, dropped, "mean", filtered=False)
     epochs["DQZDataset in a DataLoader, 25% dropped, mean"] = dropped, partial(by_workers, dropped, "mean")
 
     figures: dict[str, dict[str, Any]] = {}

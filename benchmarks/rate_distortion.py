@@ -114,17 +114,15 @@ def sizes(path: Path) -> dict[str, int]:
     }
 
 
-def encode(
-    folder: Path, path: Path, bits: float, effort: str, workers: int | None = None, filtered: bool = True
-) -> dqcodec.EncodeResult:
-    options = dqcodec.EncodeOptions(keep=1, drop=0, bits=bits, effort=effort, filter=filtered)
+def encode(folder: Path, path: Path, bits: float, effort: str, workers: int | None = None) -> dqcodec.EncodeResult:
+    options = dqcodec.EncodeOptions(keep=1, drop=0, bits=bits, effort=effort)
     return dqcodec.encode(folder, path, options, workers=workers, overwrite=True)
 
 
 def ours(folder: Path, path: Path, images: Array, seen: Array, bits: float, effort: str, filtered: bool = True) -> Row:
     """One width and effort; `images` are those at the indices `seen`."""
-    encode(folder, path, bits, effort, filtered=filtered)
-    with dqcodec.DQZFile(path) as file:
+    encode(folder, path, bits, effort)
+    with dqcodec.DQZFile(path, filter=filtered) as file:
         decoded = [image.transpose(1, 2, 0) for k in seen for image in file.images([k])]
         count, payload = len(file), int(file.reader.columns["length"][seen].sum())
     found = sizes(path)
@@ -195,12 +193,8 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def decode_times(
-    path: Path, plain: Path, seen: Array, images: Array, chosen: dict[str, tuple[Contender, float]]
-) -> dict[str, Row]:
+def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple[Contender, float]]) -> dict[str, Row]:
     """ms an image, bytes to pixels, of `images`, which are ours at `seen`: the median and the fastest of the rounds.
-
-    plain is the same file without the filter.
 
     Everything takes its turn in each round; the ratio is the median of those within a round.
     """
@@ -210,10 +204,10 @@ def decode_times(
             contender.decode(data)
 
     halves = np.array_split(seen, 2)
-    with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(plain) as unfiltered, ThreadPoolExecutor(2) as pool:
+    with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(path, filter=False) as plain, ThreadPoolExecutor(2) as pool:
         jobs: dict[str, Callable[[], Any]] = {
             "ours": lambda: file.images(seen),
-            "ours, no filter": lambda: unfiltered.images(seen),
+            "ours, no filter": lambda: plain.images(seen),
             "ours, two threads": lambda: list(pool.map(file.images, halves)),
         }
         for name, (contender, setting) in chosen.items():
@@ -329,12 +323,10 @@ def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
 
     bits = nearest(curves["ours"], middle)["setting"]
     rest = [{"effort": k, **ours(folder, path, images, seen, bits, k)} for k in ("fast", "best")]
-    plain = path.with_name("plain.dqz")
-    rest.append({"effort": "default, no filter", **ours(folder, plain, images, seen, bits, "default", filtered=False)})
+    rest.append({"effort": "default, no filter", **ours(folder, path, images, seen, bits, "default", filtered=False)})
     best = {contender.name: nearest(curves[contender.name], middle) for contender in formats}
     chosen = {contender.name: (contender, best[contender.name]["setting"]) for contender in formats}
-    encode(folder, path, bits, "default")
-    times = decode_times(path, plain, seen, images, chosen)
+    times = decode_times(path, seen, images, chosen)
     return {
         "question": __doc__.splitlines()[0],
         "images": len(every),

@@ -48,8 +48,10 @@ class Case:
     budget  bytes for each image of the source; 0: none
     share   of the images that are taken
     half    a format: at half the side, brought back bicubically
-    method, transform, bits, drop, fill
-            .dqz: the options of the encoder, and how dropped patches are brought back
+    method, transform, bits, drop
+            .dqz: the options of the encoder
+    fill, filter
+            .dqz: how dropped patches are brought back, and whether images are filtered
     scores  "masked": by "gradcam" or at "random"
     preset  "preset": a .dqz by these options of the encoder
     """
@@ -63,6 +65,7 @@ class Case:
     bits: str = "fixed"
     drop: float = 0.0
     fill: str = "mae"
+    filter: bool = True
     scores: str = "gradcam"
     preset: str = ""
 
@@ -86,7 +89,7 @@ class Case:
         if self.kind == "originals":
             return f"{self.kind} {self.budget}"
         if self.kind in ("dqz", "preset"):
-            return f"{self.file} {self.fill}" if self.drop else self.file
+            return self.file + (f" {self.fill}" if self.drop else "") + ("" if self.filter else " unfiltered")
         if self.kind == "selected":
             return f"{self.kind} {self.share:g} {self.method}"
         if self.kind == "masked":
@@ -247,7 +250,7 @@ def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
                 target_size=case.budget * len(source.images), seed=seed,
             )  # fmt: skip
         encode(source, path, options, work / "stages" if case.needs_proxy else None)
-    dataset = dqcodec.DQZDataset(path, fill=case.fill)
+    dataset = dqcodec.DQZDataset(path, fill=case.fill, filter=case.filter)
     starts = range(0, len(dataset), BATCH)
     batches = [dataset.images(range(start, min(start + BATCH, len(dataset)))) for start in starts]
     images = torch.cat(batches).permute(0, 2, 3, 1).contiguous().numpy()

@@ -152,12 +152,6 @@ def encode(
         Literal["fast", "default", "best"],
         typer.Option(metavar="NAME", help="How long dct searches for fewer bytes: fast, default or best."),
     ] = "default",
-    filter: Annotated[
-        bool,
-        typer.Option(
-            help="Filter decoded images of dct: 3 to 4% fewer bytes at equal quality, decoding takes 1.4 times as long."
-        ),
-    ] = DEFAULTS.filter,
     size: Annotated[
         int | None, typer.Option(help="Pixels a side.", show_default="as the images, at most 224")
     ] = DEFAULTS.size,

@@ -68,8 +68,6 @@ class EncodeOptions:
     shard_size
               bytes of a part at most, as for target_size: the output is a folder of parts and an index. None: one file
     effort    "fast", "default" or "best": how long dct searches
-    filter    whether decoded images of dct are filtered: 3 to 4% fewer bytes at equal quality, decoding takes 1.4 times
-              as long on a CPU
     size      pixels a side; None: as the data, at most 224
     resize    how other shapes become square: "squash", "crop" or "pad"
     patch     side of a patch in pixels; None: 16 at 224, 8 at 64, 4 at 32
@@ -93,7 +91,6 @@ class EncodeOptions:
     target_size: int | str | None = None
     shard_size: int | str | None = None
     effort: str = "default"
-    filter: bool = True
     size: int | None = None
     resize: str = "squash"
     patch: int | None = None
@@ -116,7 +113,7 @@ class EncodeOptions:
         for names, kinds, what in (
             (("drop",), (int, float), "a number"),
             (("bins", "size", "patch"), (int, type(None)), "a whole number or None"),
-            (("normalize", "filter"), (bool,), "True or False"),
+            (("normalize",), (bool,), "True or False"),
         ):
             for name in names:
                 if not isinstance(getattr(self, name), kinds):
@@ -213,7 +210,7 @@ class TextOptions:
 def idle(options: EncodeOptions | TextOptions) -> list[str]:
     """Sentences on options that were given and change nothing beside the others."""
     standard = type(options)()
-    by_features, dct = ("bins", "features", "normalize", "bin_sizes", "text"), ("effort", "filter")
+    by_features = "bins", "features", "normalize", "bin_sizes", "text"
     found = []
     for off, names, why in (
         (options.keep == 1, ("method", "alpha", *by_features), "all samples are kept; for fewer give keep below 1"),
@@ -221,7 +218,7 @@ def idle(options: EncodeOptions | TextOptions) -> list[str]:
         (options.keep != 1 and options.method == "dq", ("alpha",), "the method is not adq"),
         (options.keep != 1 and options.method == "graphcut", ("alpha", "bins", "bin_sizes"), "the method has one bin"),
         (getattr(options, "drop", 1) == 0, ("mae",), "no patch is dropped; to drop some give drop above 0"),
-        (getattr(options, "transform", None) == "pixel", dct, "the transform is not dct"),
+        (getattr(options, "transform", None) == "pixel", ("effort",), "the transform is not dct"),
     ):
         given = [name for name in names if getattr(options, name, None) != getattr(standard, name, None)]
         if off and given:

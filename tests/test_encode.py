@@ -52,17 +52,6 @@ def test_everything_kept_is_everything(photo_folder, tmp_path):
         assert (file.mask(range(21))).all()
 
 
-def test_without_the_filter_the_coded_bytes_are_the_same(photo_folder, tmp_path):
-    options = EncodeOptions(keep=1, drop=0, transform="dct", bits=3)
-    for name, choice in (("with", options), ("without", replace(options, filter=False))):
-        encode(photo_folder, tmp_path / f"{name}.dqz", choice)
-    with dqcodec.open(tmp_path / "with.dqz") as filtered, dqcodec.open(tmp_path / "without.dqz") as plain:
-        assert filtered.reader.header.parameters["filter"] == "filter-1"
-        assert plain.reader.header.parameters["filter"] == "none"
-        assert filtered.reader.read(range(21)) == plain.reader.read(range(21))
-        assert (filtered.images(range(21)) != plain.images(range(21))).any()
-
-
 def test_all_stages(photo_folder, encoded):
     found = info(encoded)
     assert found.samples == round(0.6 * 21)
@@ -391,7 +380,7 @@ def test_options_without_effect_are_named(photo_folder, tmp_path):
         (EncodeOptions(method="dq", bins=30, mae="train"), ["method, bins", "mae"]),
         (EncodeOptions(keep=0.6, method="random", bins=2, mae="train"), ["bins", "mae"]),
         (EncodeOptions(keep=0.6, bins=2, alpha=0.1), ["alpha, bins"]),
-        (EncodeOptions(keep=0.6, method="random", transform="pixel", effort="fast", filter=False), ["effort, filter"]),
+        (EncodeOptions(keep=0.6, method="random", transform="pixel", effort="fast"), ["effort"]),
     ):
         notes = encode(photo_folder, tmp_path / "x.dqz", options, overwrite=True).notes
         assert [note.partition(", because")[0] for note in notes if "without effect" in note] == [

@@ -397,7 +397,7 @@ def test_hugging_face(tmp_path, packed):
 
 
 def test_options_of_images_are_refused(packed):
-    for arguments in ({"fill": "mean"}, {"mae": "file:x"}, {"target_transform": len}):
+    for arguments in ({"fill": "mean"}, {"mae": "file:x"}, {"target_transform": len}, {"filter": False}):
         with pytest.raises(OptionError, match="holds records of text"):
             DQZDataset(packed, **arguments)
     with pytest.raises(OptionError, match="holds records of text, not images"):

@@ -101,11 +101,10 @@ def with_pixel(images: Images) -> Packer:
 def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
     """With these tables, which are the file's own or built in."""
     from dqcodec.codec.dct import pack as dct
-    from dqcodec.codec.dct.filter import FILTER, NONE, weights
+    from dqcodec.codec.dct.filter import FILTER, weights
 
     options, channels = images.options, images.channels
-    chosen = weights(FILTER if options.filter else NONE, tables.unit)
-    form = Format(images.size, images.size, channels, tables, chosen)
+    form = Format(images.size, images.size, channels, tables, weights(FILTER, tables.unit))
     encoder = dct.Encoder(form, options.effort)
 
     def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:

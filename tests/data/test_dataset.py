@@ -11,7 +11,7 @@ from conftest import GOLDEN
 from torch.utils.data import DataLoader
 
 import dqcodec
-from dqcodec import ChecksumError, DQZDataset, FormatError, OptionError
+from dqcodec import ChecksumError, DQZDataset, DQZLoader, FormatError, OptionError
 from dqcodec.models import checkpoints
 from dqcodec.models.mae import MAE, MAEConfig, whole
 
@@ -34,6 +34,25 @@ def test_the_same_integers_as_the_reference(name, fill, tolerance):
         np.testing.assert_allclose(image.numpy().astype(int), expected[index].astype(int), atol=tolerance)
         assert type(target) is int
         assert target == labels[index]
+
+
+@pytest.mark.parametrize("name", ["dct-rgb", "dct-grey", "dct-dropped"])
+def test_without_the_filter_images_are_those_of_a_file_that_has_none(name, rebuild):
+    path = GOLDEN / name / "file.dqz"
+    with zipfile.ZipFile(path) as archive:
+        root = json.loads(archive.read("zarr.json"))
+    root["attributes"]["dqz"]["transform"]["filter"] = "none"
+    every = list(range(9))
+    expected = DQZDataset(rebuild(path, {"zarr.json": json.dumps(root).encode()}), fill="none").images(every)
+    dataset = DQZDataset(path, fill="none", filter=False)
+    assert torch.equal(dataset.images(every), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(dataset)).images(every), expected)
+    batch = next(iter(DataLoader(dataset.packed, 9)))
+    assert torch.equal(dataset.collate(batch)[0], expected)
+    assert torch.equal(next(iter(DQZLoader(dataset, 9, shuffle=False, device="cpu")))[0], expected)
+    with dqcodec.open(path, filter=False) as file:
+        np.testing.assert_array_equal(file.images(every, "none"), expected.numpy())
+    assert torch.equal(DQZDataset(path, fill="none").images(every), expected) == (name == "dct-grey")  # it has none
 
 
 def test_it_looks_like_image_folder():
