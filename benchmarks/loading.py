@@ -29,11 +29,10 @@ import torch
 from common import save
 from loaders import BATCH, LEFT_OUT, OPPONENTS, WORKERS, Batch, bytes_on_disk, jpeg, write_files
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 import dqcodec
-from dqcodec import DQZDataset, DQZLoader
+from dqcodec import DQZDataset, DQZLoader, to_float
 from dqcodec.container.spec import Array
 from dqcodec.container.writer import Writer
 from dqcodec.sources.folder import scan
@@ -82,10 +81,6 @@ def quality_for(images: Array, wanted: float) -> tuple[int, float]:
         if (found := psnr(images, decoded)) >= wanted:
             return quality, found
     return 99, found
-
-
-def to_float(image: Tensor) -> Tensor:
-    return image.float().div_(255)
 
 
 def by_loader(path: Path, fill: str, filtered: bool = True) -> Iterator[Batch]:

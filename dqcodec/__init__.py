@@ -4,6 +4,7 @@ dqcodec.encode("imagenet/", "out.dqz")     an image folder -> one file
 dqcodec.encode_text("alpaca.json", "out.dqz")   records of text -> one file
 dqcodec.DQZDataset("out.dqz")              a torch Dataset (needs torch)
 dqcodec.DQZLoader("out.dqz", 128)          batches on the device, decoded by threads (needs torch)
+dqcodec.to_float                           their transform from uint8 to 0..1 (needs torch)
 dqcodec.open("out.dqz")                    numpy arrays, for edge devices
 dqcodec.select(features, labels)           dataset quantization by itself
 """
@@ -33,6 +34,7 @@ from dqcodec.selection import Selection, select
 if TYPE_CHECKING:
     from dqcodec.data.dataset import DQZDataset
     from dqcodec.data.loader import DQZLoader
+    from dqcodec.data.transforms import to_float
     from dqcodec.encode_records import TextResult, encode_text
     from dqcodec.records import RecordFile
 
@@ -59,6 +61,7 @@ __all__ = [
     "encode_text",
     "open",
     "select",
+    "to_float",
 ]
 
 
@@ -68,6 +71,7 @@ _LAZY = {  # what needs more packages than reading images does
     "RecordFile": "dqcodec.records",
     "TextResult": "dqcodec.encode_records",
     "encode_text": "dqcodec.encode_records",
+    "to_float": "dqcodec.data.transforms",
 }
 
 

@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from dqcodec import OptionError, to_float
+
+
+@pytest.mark.parametrize("shape", [(256,), (0, 3, 8, 8), (3, 5, 7), (40, 3, 96, 96)])  # the last one in large pages
+def test_to_float_is_the_division(shape):
+    count = int(torch.Size(shape).numel())
+    images = (torch.arange(count) % 256).to(torch.uint8).view(shape)
+    before = images.clone()
+    found = to_float(images)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, images.float() / 255)
+    found += 1  # memory of its own
+    assert torch.equal(images, before)
+
+
+def test_to_float_takes_images_in_any_order_of_memory():
+    images = torch.randint(256, (4, 6, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(to_float(images.permute(0, 3, 1, 2)), images.permute(0, 3, 1, 2).float() / 255)
+
+
+def test_to_float_refuses_what_is_no_pixel():
+    with pytest.raises(OptionError, match=r"to_float: images of torch.float32; allowed: torch.uint8"):
+        to_float(torch.zeros(2, 3, 4, 4))
