@@ -353,16 +353,23 @@ def place(levels: Tensor, scale: Tensor, mask: Tensor, grid: tuple[int, int]) ->
 
 
 def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
-    """Images (n, C, H, W) whose dropped patches, so far black, take the mean colour of the kept, rounded half up."""
+    """Images uint8 (n, C, H, W) whose dropped patches, so far black, take the mean colour of the kept, rounded half up.
+
+    They are changed in place: memory for as many again would cost more than all that is computed here.
+    """
     if bool(mask.all()):
         return images
     n, _, height, width = images.shape
     grid = height // patch, width // patch
-    total = images.sum(3, dtype=torch.int32).sum(2, dtype=torch.int64)
+    flat = images.flatten(2)
+    if images.device.type == "cpu":  # numpy is five times as fast here
+        total = torch.from_numpy(flat.numpy().sum(2, dtype=np.uint32).astype(np.int64))
+    else:
+        total = flat.sum(2, dtype=torch.int64)
     pixels = mask.sum(1)[:, None] * patch * patch
     colour = ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)
     dropped = (~mask).to(torch.uint8).reshape(n, 1, grid[0], 1, grid[1], 1).expand(n, 1, grid[0], patch, grid[1], patch)
-    return images + dropped.reshape(n, 1, height, width) * colour[:, :, None, None]
+    return images.addcmul_(dropped.reshape(n, 1, height, width), colour[:, :, None, None])
 
 
 def fill_smooth(images: Tensor, mask: Tensor, patch: int) -> Tensor:
