@@ -206,8 +206,8 @@ def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple
     halves = np.array_split(seen, 2)
     with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(path, filter=False) as plain, ThreadPoolExecutor(2) as pool:
         jobs: dict[str, Callable[[], Any]] = {
-            "ours": lambda: file.images(seen),
-            "ours, no filter": lambda: plain.images(seen),
+            "ours": lambda: list(map(file.images, halves)),
+            "ours, no filter": lambda: list(map(plain.images, halves)),
             "ours, two threads": lambda: list(pool.map(file.images, halves)),
         }
         for name, (contender, setting) in chosen.items():
