@@ -67,20 +67,27 @@ class OpenFile(Closing):
     def __init__(
         self, path: str | Path, cache: str | Path | None = None, reader: Reader | ShardReader | None = None
     ) -> None:
-        self.path, self.cache = place(path), cache
-        self._reader = reader or open_reader(path, cache)
+        self.path = place(path)
+        # Where workers find it, whatever their working directory is by then.
+        self._place = self.path.absolute() if isinstance(self.path, Path) else self.path
+        self.cache = None if cache is None else Path(cache).absolute()
+        self._reader: Reader | ShardReader | None = reader or open_reader(path, cache)
         self._process = os.getpid()
         self.fingerprint = self._reader.header.fingerprint
         self._identity = self._reader.identity
 
     @property
     def reader(self) -> Reader | ShardReader:
-        if self._reader is None or self._process != os.getpid():
-            reader = open_reader(self.path, self.cache)
+        if self._process != os.getpid():
+            inherited, self._reader, self._process = self._reader, None, os.getpid()
+            if inherited is not None and isinstance(self._place, Path):  # a server's has threads that are not here
+                inherited.close()
+        if self._reader is None:
+            reader = open_reader(self._place, self.cache)
             if reader.identity != self._identity:
                 reader.close()
                 raise FormatError(f"{self.path}: replaced by another file while it was in use", path=self.path)
-            self._reader, self._process = reader, os.getpid()
+            self._reader = reader
         return self._reader
 
     @property
@@ -126,6 +133,8 @@ class DQZFile(OpenFile):
         filter: bool = True,
         reader: Reader | ShardReader | None = None,
     ) -> None:
+        if not isinstance(filter, bool):
+            raise OptionError(f"filter: {filter!r}; expected True or False")
         super().__init__(path, cache, reader)
         self.filter = filter
         self._dct: coder.Format | None = None
@@ -304,6 +313,9 @@ def open(path: str | Path, cache: str | Path | None = None, filter: bool = True)
     reader = open_reader(path, cache)
     if reader.header.transform != "text":
         return DQZFile(path, cache, filter, reader)
+    if filter is not True:
+        reader.close()
+        raise OptionError(f"filter: {path} holds records of text; it is for images")
     try:
         from dqcodec.records import RecordFile
     except ImportError as error:

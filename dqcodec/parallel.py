@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,14 +30,22 @@ def ordered_map(
     ahead        tasks in flight and results waiting, at most; by default 8 for each worker
     initializer  called in each thread before its first task
     """
-    with ThreadPoolExecutor(workers, initializer=initializer) as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= (ahead or 8 * workers):
-                    yield waiting.popleft().result()
-            while waiting:
+    threads: set[int] = set()
+
+    def begin() -> None:
+        threads.add(threading.get_ident())
+        if initializer is not None:
+            initializer()
+
+    pool = ThreadPoolExecutor(workers, initializer=begin)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= (ahead or 8 * workers):
                 yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # What was abandoned may be closed by one of the pool's own threads, as the garbage collector comes by there.
+        pool.shutdown(wait=threading.get_ident() not in threads, cancel_futures=True)

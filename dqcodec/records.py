@@ -53,14 +53,16 @@ class RecordFile(OpenFile):
         reader, frame, total = self.reader, self.reader.header.frame, len(self)
         wanted = [check_index(index, total) for index in indices]
         found: dict[int, list[Any]] = {}
+        given: set[int] = set()
         result = []
         payloads = reader.read(wanted) if payloads is None else payloads
         for index, payload in zip(wanted, payloads, strict=True):
             number, place = divmod(index, frame)
             try:
-                if number not in found:
+                if number not in found or index in given:  # one that is wanted twice is two records
                     found[number] = text.split(self._coder.decompress(payload), min(frame, total - number * frame))
                 result.append(text.as_record(found[number][place]))
+                given.add(index)
             except FormatError as error:
                 raise reader.error(index, f"its frame of records: {error}") from None
         return result

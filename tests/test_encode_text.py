@@ -396,6 +396,19 @@ def test_hugging_face(tmp_path, packed):
         DQZDataset(tmp_path / "b.dqz").to_hf()
 
 
+def test_a_transform_may_change_records_and_return_nothing(packed):
+    seen = []
+    assert list(DQZLoader(packed, 100, transform=lambda records: seen.extend(records))) == [None] * 3
+    assert len(seen) == 203
+
+
+def test_a_record_that_is_wanted_twice_is_two_dicts(packed):
+    first, second, _ = DQZDataset(packed).__getitems__([5, 5, 4])
+    assert first == second
+    first["instruction"] = "changed"
+    assert second["instruction"] != "changed"
+
+
 def test_options_of_images_are_refused(packed):
     for arguments in ({"fill": "mean"}, {"mae": "file:x"}, {"target_transform": len}, {"filter": False}):
         with pytest.raises(OptionError, match="holds records of text"):

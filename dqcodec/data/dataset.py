@@ -129,10 +129,7 @@ class DQZDataset(Dataset[Any]):
         self.transform, self.target_transform = transform, target_transform
         self.device = torch.device(device or "cpu")
         if self.is_text:
-            given = {
-                "target_transform": target_transform, "mae": mae, "fill": None if fill == "mae" else fill,
-                "filter": None if filter else filter,
-            }  # fmt: skip
+            given = {"target_transform": target_transform, "mae": mae, "fill": None if fill == "mae" else fill}
             wrong = [name for name, value in given.items() if value is not None]
             if wrong:
                 raise OptionError(f"{wrong[0]}: {self.file.path} holds records of text; it is for images")

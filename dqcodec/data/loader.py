@@ -35,6 +35,7 @@ from dqcodec.parallel import default_workers, ordered_map
 Array = npt.NDArray[Any]
 Batch = tuple[Any, Tensor]
 STATE = ("seed", "epoch", "position", "shuffle", "fingerprint")
+NOTHING = object()  # of a batch whose samples are all left out
 MAX_SEED, MAX_EPOCH = (1 << 64) - 1, (1 << 32) - 1
 
 
@@ -50,15 +51,18 @@ class DQZLoader:
                       tokenizer, say. It runs in the thread
                       that takes the batches, in order, so that torch's seed decides what it draws
         drop_last     leave away what does not fill a batch on every rank
-        rank, world_size   which share of every batch is this process's; by default torch.distributed's, or all of it
+        rank, world_size   which share of every batch is this process's; by default torch.distributed's, once that is
+                      initialised, or all of it
         prefetch      batches that are being decoded or wait, at most; at least one for each thread
         workers       threads; by default one for each processor
-        on_error      as for DQZDataset; a batch of which nothing is left is left out too
+        on_error      as for DQZDataset; a batch of which nothing is left is left out too, and an epoch of which nothing
+                      is left is a FormatError
 
     Of a file of text a batch is a list of records (dicts), or what the transform makes of it, without targets.
 
     Each iterator that gave a batch was an epoch; `set_epoch` says which one comes next. All ranks get equally many
-    batches: without drop_last the end is filled up with samples of the epoch's beginning, `padded` says how many.
+    batches, but for those of which `on_error` left nothing: without drop_last the end is filled up with samples of the
+    epoch's beginning, `padded` says how many.
 
     `state_dict()` says in five numbers and words what the batches handed out so far were; after `load_state_dict` the
     next `iter` goes on with the sample after them, on any number of ranks, with any batch size and any number of
@@ -85,12 +89,31 @@ class DQZLoader:
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
         self.seed = _number("seed", seed, 0, MAX_SEED)
         self.transform = transform
-        self.world_size, self.rank = _place(world_size, rank)
+        self._place = _place(world_size, rank)
         self.workers = _number("workers", default_workers() if workers is None else workers, 1)
         self.prefetch = _number("prefetch", prefetch, 1)
         self.epoch = 0
         self._position = 0  # of the epoch's samples, taken by all ranks together
-        self._run: object | None = None  # the latest iterator, while `epoch` is the epoch that it goes through
+        self._made = 0  # iterators; each has its number
+        self._latest = 0  # the state follows newer ones only
+        self._run: int | None = None  # the one that it follows, while `epoch` is the epoch that it goes through
+
+    @property
+    def world_size(self) -> int:
+        return self._shares()[0]
+
+    @property
+    def rank(self) -> int:
+        return self._shares()[1]
+
+    def _shares(self) -> tuple[int, int]:
+        """Number of ranks and this one's number; a process may become one of several after the loader was made."""
+        distributed = torch.distributed
+        if self._place is not None:
+            return self._place
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_world_size(), distributed.get_rank()
+        return 1, 0
 
     @property
     def padded(self) -> int:
@@ -111,7 +134,7 @@ class DQZLoader:
         """The next `iter` is that epoch: from its beginning, or from where a loaded state stands in it."""
         epoch = _number("epoch", epoch, 0, MAX_EPOCH)
         if epoch != self.epoch or self._run is not None:
-            self.epoch, self._position, self._run = epoch, 0, None
+            self.epoch, self._position, self._run, self._latest = epoch, 0, None, self._made
 
     def state_dict(self) -> dict[str, Any]:
         """What the batches handed out so far were: a small dict for JSON."""
@@ -125,8 +148,10 @@ class DQZLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next `iter` goes on with the sample after those of the state."""
-        if not isinstance(state, dict) or sorted(state) != sorted(STATE):
-            raise OptionError(f"state: {str(state)[:80]}; expected a dict with {', '.join(STATE)}")
+        if not isinstance(state, dict) or set(state) != set(STATE) or not isinstance(state["fingerprint"], str):
+            raise OptionError(
+                f"state: {str(state)[:80]}; expected a dict with {', '.join(STATE)}, as state_dict made it"
+            )
         if state["fingerprint"] != self.dataset.file.fingerprint:
             raise OptionError(
                 f"state: of a file with the fingerprint {str(state['fingerprint'])[:12]}..., "
@@ -137,22 +162,23 @@ class DQZLoader:
         seed = _number("state: seed", state["seed"], 0, MAX_SEED)
         epoch = _number("state: epoch", state["epoch"], 0, MAX_EPOCH)
         position = _number("state: position", state["position"], 0, len(self.dataset))
-        self.seed, self.epoch, self._position, self._run = seed, epoch, position, None
+        self.seed, self.epoch, self._position, self._run, self._latest = seed, epoch, position, None, self._made
 
     def __iter__(self) -> Iterator[Any]:
-        if self._run is not None:
-            self.epoch, self._position, self._run = self.epoch + 1, 0, None
-        samples = len(self.dataset)
-        order = permutation(samples, self.seed, self.epoch) if self.shuffle else np.arange(samples)
-        batches = share(order, self._position, self.batch_size, self.rank, self.world_size, self.drop_last)
-        return self._batches(batches, (self.epoch, self._position))
+        epoch, position = (self.epoch, self._position) if self._run is None else (self.epoch + 1, 0)
+        samples, (world_size, rank) = len(self.dataset), self._shares()
+        order = permutation(samples, self.seed, epoch) if self.shuffle else np.arange(samples)
+        batches = share(order, position, self.batch_size, rank, world_size, self.drop_last)
+        self._made += 1
+        return self._batches(self._made, batches, epoch, position, self.batch_size * world_size)
 
-    def _batches(self, batches: list[Array], start: tuple[int, int]) -> Iterator[Any]:
-        """What the batches hold; the state follows what is handed out, while no other iterator is the latest."""
-        run = object()
-        # An epoch is begun with its first batch: some frameworks ask for iterators in vain.
-        if self._run is None and start == (self.epoch, self._position):
-            self._run = run
+    def _batches(self, run: int, batches: list[Array], epoch: int, position: int, step: int) -> Iterator[Any]:
+        """What the batches hold; the state follows what is handed out, while no newer iterator has given a batch.
+
+        run    the iterator's number
+        step   samples that all ranks take with a batch
+        """
+        given = 0
         ahead = max(self.workers, self.prefetch)
         decoded: Generator[Any]
         finished: Iterator[Any]
@@ -160,18 +186,25 @@ class DQZLoader:
             # With its number: the current device of the threads is another matter.
             self.dataset.device = torch.empty(0, device=self.dataset.device).device
             decoded = ordered_map(self._decode, batches, self.workers, ahead)
-            finished = _on_a_stream(decoded, lambda batch: self._transform(self._place(batch)), self.dataset.device)
+            finished = _on_a_stream(decoded, lambda batch: self._transform(self._finish(batch)), self.dataset.device)
         else:
-            decoded = ordered_map(lambda i: self._place(self._decode(i)), batches, self.workers, ahead, _alone)
-            finished = map(self._transform, decoded)
+            decoded = ordered_map(lambda i: self._finish(self._decode(i)), batches, self.workers, ahead, _alone)
+            finished = (self._transform(batch) for batch in decoded)
         with closing(decoded):
-            for batch in finished:
-                if self._run is run:
-                    self._position = min(self._position + self.batch_size * self.world_size, len(self.dataset))
-                if batch is not None:
+            for number, batch in enumerate(finished):
+                # An epoch is begun with its first batch: some frameworks ask for iterators in vain.
+                if number == 0 and run > self._latest:
+                    self.epoch, self._position, self._run, self._latest = epoch, position, run, run
+                if self._run == run:
+                    self._position = min(self._position + step, len(self.dataset))
+                if batch is not NOTHING:
+                    given += 1
                     yield batch
-        if self._run is run:
-            self.epoch, self._position, self._run = self.epoch + 1, 0, None
+        if batches and not given and position == 0:
+            path = self.dataset.file.path
+            raise FormatError(f"{path}: each of the epoch's samples is damaged; dqcodec verify says more", path=path)
+        if self._run == run or (not batches and run > self._latest):
+            self.epoch, self._position, self._run, self._latest = epoch + 1, 0, None, run
 
     def _decode(self, indices: Array) -> Decoded | DecodedRecords | None:
         """In a thread; None where every sample is damaged and may be left out."""
@@ -183,7 +216,7 @@ class DQZLoader:
             return None
         return batch.pin_memory() if isinstance(batch, Decoded) and self.dataset.device.type == "cuda" else batch
 
-    def _place(self, batch: Decoded | DecodedRecords | None) -> Batch | None:
+    def _finish(self, batch: Decoded | DecodedRecords | None) -> Batch | None:
         """Images, or records, and targets, on the device."""
         if batch is None:
             return None
@@ -191,8 +224,9 @@ class DQZLoader:
         return self.dataset.finish(batch), targets.to(self.dataset.device)
 
     def _transform(self, batch: Batch | None) -> Any:
+        """What is handed out, or NOTHING."""
         if batch is None:
-            return None
+            return NOTHING
         values = batch[0] if self.transform is None else self.transform(batch[0])
         return values if self.dataset.is_text else (values, batch[1])
 
@@ -244,15 +278,12 @@ def _dataset(given: DQZDataset | str | Path, device: str | torch.device | None, 
     return own
 
 
-def _place(world_size: int | None, rank: int | None) -> tuple[int, int]:
-    """Number of ranks and this one's number."""
+def _place(world_size: int | None, rank: int | None) -> tuple[int, int] | None:
+    """Number of ranks and this one's number as they were given."""
     if (world_size is None) != (rank is None):
         raise OptionError("rank, world_size: give both or none")
     if world_size is None or rank is None:
-        distributed = torch.distributed
-        if not distributed.is_available() or not distributed.is_initialized():
-            return 1, 0
-        world_size, rank = distributed.get_world_size(), distributed.get_rank()
+        return None
     world_size = _number("world_size", world_size, 1)
     return world_size, _number("rank", rank, 0, world_size - 1)
 
@@ -265,5 +296,6 @@ def _number(name: str, value: Any, low: int, high: int | None = None) -> int:
         number = low - 1
     if isinstance(value, bool) or number < low or (high is not None and number > high):
         allowed = f"at least {low}" if high is None else f"{low} to {high}"
-        raise OptionError(f"{name}: {str(value)[:40]}; allowed: an integer, {allowed}")
+        shown = str(value)[:40] if abs(number) < 10**40 else "a larger number"  # Python refuses to write the largest
+        raise OptionError(f"{name}: {shown}; allowed: an integer, {allowed}")
     return number

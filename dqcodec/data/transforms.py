@@ -15,8 +15,9 @@ def to_float(images: Tensor) -> Tensor:
     The same values as `images.float() / 255`, and on a CPU in a third of the time: a large batch lies in memory of
     numpy, which asks for large pages, while torch's is given out and cleared 4 KiB at a time.
     """
-    if images.dtype != torch.uint8:
-        raise OptionError(f"to_float: images of {images.dtype}; allowed: torch.uint8, as they are decoded")
-    if images.device.type != "cpu":
+    found = images.dtype if isinstance(images, Tensor) else type(images).__name__
+    if found != torch.uint8:
+        raise OptionError(f"to_float: {found}; allowed: a tensor of torch.uint8, as images are decoded")
+    if images.device.type != "cpu" or not images.is_contiguous():
         return images.float().div_(255)
     return torch.from_numpy(np.empty(images.shape, np.float32)).copy_(images).div_(255)

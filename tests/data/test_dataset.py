@@ -226,6 +226,7 @@ def test_a_model_that_is_not_here(encoded, rebuild):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"filter": "no"}, "filter: 'no'; expected True or False"),
         ({"fill": "median"}, "fill: 'median'; allowed: mae, smooth, mean, none"),
         ({"fill": "mean", "mae": "x.safetensors"}, 'only fill="mae" uses it'),
         ({"mae": "x.safetensors"}, "cannot read x.safetensors"),

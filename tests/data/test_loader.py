@@ -1,10 +1,13 @@
 import json
+import multiprocessing
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from conftest import GOLDEN
 from torch.utils.data import DataLoader
 
 import dqcodec
-from dqcodec import ChecksumError, DQZDataset, DQZLoader, OptionError
+from dqcodec import ChecksumError, DQZDataset, DQZLoader, FormatError, OptionError
 from dqcodec.data.order import permutation
 
 RGB = GOLDEN / "pixel-rgb" / "file.dqz"
@@ -115,6 +118,21 @@ def test_iterators_that_nobody_asks_are_no_epochs():
     assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (4, 0)
 
 
+def test_an_iterator_that_nobody_asks_leaves_the_state_alone():
+    loader = DQZLoader(MEAN, 4)
+    run = iter(loader)
+    next(run)
+    iter(loader)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (0, 4)
+    next(run)
+    assert loader.state_dict()["position"] == 8
+    late = iter(loader)
+    loader.set_epoch(5)
+    next(late)  # made before that was said
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (5, 0)
+    assert names(loader) == epoch(0, 5, 4)
+
+
 def test_the_state_is_what_was_handed_out():
     loader = DQZLoader(MEAN, 4, seed=2, workers=4, prefetch=6)
     assert loader.state_dict() == {
@@ -144,6 +162,12 @@ def test_set_epoch_after_a_loaded_state():
     loader.load_state_dict({**state, "position": 21})  # taken at the last batch
     assert names(loader) == []
     assert names(loader) == epoch(0, 4, 4)
+
+
+def test_a_transform_that_runs_dry_is_an_error():
+    """StopIteration would end the epoch as if that were all."""
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(DQZLoader(MEAN, 4, transform=lambda images: next(iter(()))))
 
 
 def test_padding_is_counted():
@@ -216,6 +240,43 @@ def test_damaged_samples(damaged):
     alone = DQZLoader(mean(damaged), 1, shuffle=False, on_error="skip")
     assert names(alone) == [[k] for k in range(21) if k not in (9, 10)]  # a batch of nothing is left out
     assert (alone.skipped, len(alone)) == ({9, 10}, 21)
+
+
+def test_an_epoch_of_which_nothing_is_left_is_an_error(golden_copy):
+    dataset = mean(golden_copy)
+    golden_copy.write_bytes(bytes(golden_copy.stat().st_size))  # overwritten in place, while it is open
+    loader = DQZLoader(dataset, 4, on_error="skip")
+    with pytest.raises(FormatError, match=r"copy\.dqz: each of the epoch's samples is damaged"):
+        list(loader)
+    assert loader.skipped == set(range(21))
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_find_the_file_from_another_folder(golden_copy, tmp_path, monkeypatch, start):
+    monkeypatch.chdir(golden_copy.parent)
+    dataset = mean(golden_copy.name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(names(DataLoader(dataset, 4, num_workers=1, multiprocessing_context=start))) == 6
+
+
+def descriptors(dataset, queue):
+    dataset[0]
+    queue.put(len(os.listdir("/proc/self/fd")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
+def test_a_forked_worker_holds_each_part_open_once(photo_folder, tmp_path):
+    dqcodec.encode(photo_folder, tmp_path / "parts", dqcodec.EncodeOptions(shard_size=6000))
+    dataset = DQZDataset(tmp_path / "parts")
+    assert len(dataset.file.reader.parts) > 5
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    before = len(os.listdir("/proc/self/fd"))
+    process = context.Process(target=descriptors, args=(dataset, queue))
+    process.start()
+    assert queue.get() < before + 5
+    process.join()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -317,16 +378,14 @@ print("left", [t.name for t in threading.enumerate()], flush=True)
 
 
 def rank_main(rank, place, queue):
+    loader = DQZLoader(MEAN, 4)  # a framework may be told of the loader before it makes the ranks
     torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-    loader = DQZLoader(MEAN, 4)
     queue.put((rank, loader.world_size, names(loader)))
     torch.distributed.destroy_process_group()
 
 
 def test_ranks_of_torch_distributed(tmp_path):
     """Two real processes: each has its half, batch by batch the next eight samples of the order."""
-    import multiprocessing
-
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [context.Process(target=rank_main, args=(r, tmp_path / "meet", queue)) for r in range(2)]
@@ -371,6 +430,9 @@ def test_wrong_arguments(arguments, message):
         ({"position": 1.5}, "state: position: 1.5"),
         ({"epoch": -1}, "state: epoch: -1"),
         ({"seed": None}, "state: seed: None"),
+        ({7: 1}, "expected a dict with seed, epoch, position, shuffle, fingerprint"),
+        ({"fingerprint": np.zeros(2)}, "expected a dict with"),
+        ({"position": 10**5000}, "state: position: a larger number; allowed"),
         ({"more": 1}, "expected a dict with seed, epoch, position, shuffle, fingerprint"),
     ],
 )

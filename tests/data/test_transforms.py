@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -22,5 +23,6 @@ def test_to_float_takes_images_in_any_order_of_memory():
 
 
 def test_to_float_refuses_what_is_no_pixel():
-    with pytest.raises(OptionError, match=r"to_float: images of torch.float32; allowed: torch.uint8"):
-        to_float(torch.zeros(2, 3, 4, 4))
+    for images, what in ((torch.zeros(2, 3, 4, 4), "torch.float32"), (np.zeros((3, 4, 4), np.uint8), "ndarray")):
+        with pytest.raises(OptionError, match=f"to_float: {what}; allowed: a tensor of torch.uint8"):
+            to_float(images)
