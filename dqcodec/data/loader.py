@@ -89,7 +89,7 @@ class DQZLoader:
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
         self.seed = _number("seed", seed, 0, MAX_SEED)
         self.transform = transform
-        self._place = _place(world_size, rank)
+        self._ranks = _ranks(world_size, rank)
         self.workers = _number("workers", default_workers() if workers is None else workers, 1)
         self.prefetch = _number("prefetch", prefetch, 1)
         self.epoch = 0
@@ -109,8 +109,8 @@ class DQZLoader:
     def _shares(self) -> tuple[int, int]:
         """Number of ranks and this one's number; a process may become one of several after the loader was made."""
         distributed = torch.distributed
-        if self._place is not None:
-            return self._place
+        if self._ranks is not None:
+            return self._ranks
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_world_size(), distributed.get_rank()
         return 1, 0
@@ -278,7 +278,7 @@ def _dataset(given: DQZDataset | str | Path, device: str | torch.device | None, 
     return own
 
 
-def _place(world_size: int | None, rank: int | None) -> tuple[int, int] | None:
+def _ranks(world_size: int | None, rank: int | None) -> tuple[int, int] | None:
     """Number of ranks and this one's number as they were given."""
     if (world_size is None) != (rank is None):
         raise OptionError("rank, world_size: give both or none")
