@@ -387,7 +387,7 @@ class _Stages:
             return
         now = time.monotonic()
         start = self._started.setdefault(stage, now)
-        if now - self._last > 30:
+        if done and now - self._last > 30:
             self._last = now
             left = (now - start) / done * (total - done)
             err.print(f"{stage}: {done:,} of {total:,}, {left:.0f} s left", highlight=False)

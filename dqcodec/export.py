@@ -67,6 +67,8 @@ def _export_images(file: DQZFile, folder: Path, fill: str, progress: Progress | 
         try:
             for name in file.classes:
                 (folder / name).mkdir(parents=True, exist_ok=True)
+            if progress:
+                progress("export", 0, len(file))  # the first image may wait until the decoder is compiled
             for done in ordered_map(write, file.batches(), default_workers()):
                 if progress:
                     progress("export", done, len(file))

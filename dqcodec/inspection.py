@@ -192,6 +192,8 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
     with file:
         decode = file.placed if isinstance(file, DQZFile) else file.records
         bad: list[tuple[int, str]] = []
+        if progress:
+            progress("verify", 0, len(file))  # the first sample may wait until the decoder is compiled
         for batch in file.batches():
             try:
                 decode(batch)

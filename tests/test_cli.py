@@ -12,6 +12,8 @@ from conftest import GOLDEN
 from PIL import Image
 
 import dqcodec
+from dqcodec.export import export
+from dqcodec.inspection import verify
 
 RGB = GOLDEN / "pixel-rgb" / "file.dqz"
 DQCODEC = Path(sys.executable).with_name("dqcodec")
@@ -90,6 +92,14 @@ def test_verify_good():
     done = run("verify", RGB)
     assert (done.returncode, done.stdout) == (0, f"{RGB}: 21 samples, all good\n")
     assert json.loads(run("verify", RGB, "--json").stdout)["ok"] is True
+
+
+def test_progress_is_shown_before_the_first_sample_is_decoded(tmp_path):
+    """Which may wait half a minute until the decoder is compiled."""
+    seen = []
+    verify(RGB, lambda *step: seen.append(step))
+    export(RGB, tmp_path / "out", progress=lambda *step: seen.append(step))
+    assert seen == [("verify", 0, 21), ("verify", 21, 21), ("export", 0, 21), ("export", 21, 21)]
 
 
 def test_verify_names_each_bad_sample(golden_copy):
