@@ -88,8 +88,8 @@ def by_loader(path: Path, fill: str, filtered: bool = True) -> Iterator[Batch]:
 
 
 def by_workers(path: Path, fill: str) -> Iterator[Batch]:
-    dataset = DQZDataset(path, fill=fill, transform=to_float)
-    return map(tuple, DataLoader(dataset, BATCH, shuffle=True, num_workers=WORKERS))
+    loader = DataLoader(DQZDataset(path, fill=fill), BATCH, shuffle=True, num_workers=WORKERS)
+    return ((to_float(images), targets) for images, targets in loader)
 
 
 def drop_cache(place: Path) -> None:
