@@ -324,7 +324,8 @@ list(run)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert re.search(r"RuntimeError: DataLoader worker .*(killed by signal|exited unexpectedly)", done.stderr)
+    # torch raises in a signal handler; where it does so while the interpreter ends, its words are lost.
+    assert re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)|lost sys\.stderr", done.stderr)
 
 
 def threads():
