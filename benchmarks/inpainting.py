@@ -97,7 +97,7 @@ def fillers(size: int, patch: int) -> dict[str, Fill]:
 
     model = checkpoints.built_in(patch).model
     return {
-        "mean": lambda images, mask: fill_mean(images.clone(), mask, patch),  # it works in place
+        "mean": partial(fill_mean, patch=patch),
         "smooth": partial(fill_smooth, patch=patch),
         "harmonic": harmonic,
         **{f"Telea, radius {r}": partial(opencv, radius=r, method=cv2.INPAINT_TELEA) for r in RADII},

@@ -326,7 +326,7 @@ def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
     rest.append({"effort": "default, no filter", **ours(folder, path, images, seen, bits, "default", filtered=False)})
     best = {contender.name: nearest(curves[contender.name], middle) for contender in formats}
     chosen = {contender.name: (contender, best[contender.name]["setting"]) for contender in formats}
-    times = decode_times(path, seen, images, chosen)
+    times = decode_times(path, seen, images, chosen)  # of the file of the default effort, which was made last
     return {
         "question": __doc__.splitlines()[0],
         "images": len(every),

@@ -71,24 +71,23 @@ class OpenFile(Closing):
         # Where workers find it, whatever their working directory is by then.
         self._place = self.path.absolute() if isinstance(self.path, Path) else self.path
         self.cache = None if cache is None else Path(cache).absolute()
-        self._reader: Reader | ShardReader | None = reader or open_reader(path, cache)
-        self._process = os.getpid()
-        self.fingerprint = self._reader.header.fingerprint
-        self._identity = self._reader.identity
+        reader = reader or open_reader(path, cache)
+        self._opened: tuple[int, Reader | ShardReader] | None = os.getpid(), reader  # the process that did
+        self.fingerprint, self._identity = reader.header.fingerprint, reader.identity
 
     @property
     def reader(self) -> Reader | ShardReader:
-        if self._process != os.getpid():
-            inherited, self._reader, self._process = self._reader, None, os.getpid()
-            if inherited is not None and isinstance(self._place, Path):  # a server's has threads that are not here
-                inherited.close()
-        if self._reader is None:
-            reader = open_reader(self._place, self.cache)
-            if reader.identity != self._identity:
-                reader.close()
-                raise FormatError(f"{self.path}: replaced by another file while it was in use", path=self.path)
-            self._reader = reader
-        return self._reader
+        opened = self._opened  # both at once: another thread may be here, too
+        if opened is not None and opened[0] == os.getpid():
+            return opened[1]
+        if opened is not None and isinstance(self._place, Path):  # a server's has threads that are not here
+            opened[1].close()
+        reader = open_reader(self._place, self.cache)
+        if reader.identity != self._identity:
+            reader.close()
+            raise FormatError(f"{self.path}: replaced by another file while it was in use", path=self.path)
+        self._opened = os.getpid(), reader
+        return reader
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -110,11 +109,11 @@ class OpenFile(Closing):
         return len(self.reader)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None, "_process": 0}
+        return {**self.__dict__, "_opened": None}
 
     def close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
+        if self._opened is not None:
+            self._opened[1].close()
 
 
 class DQZFile(OpenFile):

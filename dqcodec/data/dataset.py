@@ -350,10 +350,7 @@ def place(levels: Tensor, scale: Tensor, mask: Tensor, grid: tuple[int, int]) ->
 
 
 def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
-    """Images uint8 (n, C, H, W) whose dropped patches, so far black, take the mean colour of the kept, rounded half up.
-
-    They are changed in place: memory for as many again would cost more than all that is computed here.
-    """
+    """Images (n, C, H, W) whose dropped patches, so far black, take the mean colour of the kept, rounded half up."""
     if bool(mask.all()):
         return images
     n, _, height, width = images.shape
@@ -366,7 +363,7 @@ def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
     pixels = mask.sum(1)[:, None] * patch * patch
     colour = ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)
     dropped = (~mask).to(torch.uint8).reshape(n, 1, grid[0], 1, grid[1], 1).expand(n, 1, grid[0], patch, grid[1], patch)
-    return images.addcmul_(dropped.reshape(n, 1, height, width), colour[:, :, None, None])
+    return torch.addcmul(images, dropped.reshape(n, 1, height, width), colour[:, :, None, None])
 
 
 def fill_smooth(images: Tensor, mask: Tensor, patch: int) -> Tensor:

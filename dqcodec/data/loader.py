@@ -108,9 +108,9 @@ class DQZLoader:
 
     def _shares(self) -> tuple[int, int]:
         """Number of ranks and this one's number; a process may become one of several after the loader was made."""
-        distributed = torch.distributed
         if self._ranks is not None:
             return self._ranks
+        distributed = torch.distributed
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_world_size(), distributed.get_rank()
         return 1, 0
@@ -178,7 +178,7 @@ class DQZLoader:
         run    the iterator's number
         step   samples that all ranks take with a batch
         """
-        given = 0
+        given = False
         ahead = max(self.workers, self.prefetch)
         decoded: Generator[Any]
         finished: Iterator[Any]
@@ -198,7 +198,7 @@ class DQZLoader:
                 if self._run == run:
                     self._position = min(self._position + step, len(self.dataset))
                 if batch is not NOTHING:
-                    given += 1
+                    given = True
                     yield batch
         if batches and not given and position == 0:
             path = self.dataset.file.path

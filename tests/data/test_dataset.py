@@ -55,6 +55,14 @@ def test_without_the_filter_images_are_those_of_a_file_that_has_none(name, rebui
     assert torch.equal(DQZDataset(path, fill="none").images(every), expected) == (name == "dct-grey")  # it has none
 
 
+@pytest.mark.parametrize("fill", ["mean", "smooth", "none"])
+def test_a_decoded_batch_can_be_finished_again(fill):
+    dataset = DQZDataset(GOLDEN / "dct-dropped" / "file.dqz", fill=fill)
+    batch = dataset.decode(range(9))
+    first = dataset.finish(batch).clone()
+    assert torch.equal(dataset.finish(batch), first)
+
+
 def test_it_looks_like_image_folder():
     dataset = DQZDataset(RGB)
     assert len(dataset) == 21
