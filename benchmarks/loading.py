@@ -4,7 +4,7 @@
 
 FOLDER holds folders of images, which are scaled and cropped to SIZE, and repeated until there are COUNT. The JPEGs have
 the PSNR of the .dqz. Every loader makes float batches (128, 3, SIZE, SIZE) in 0..1, shuffled, with two workers
-(processes or threads); the main process computes with one thread. First the files are dropped from the page cache and
+(processes or threads). First the files are dropped from the page cache and
 an epoch is timed with opening and starting the workers; then epochs with a warm cache, in turns; the median counts. For
 the start, a file of a million samples of SIZE pixels (copies) is opened in a new process and asked for its first batch.
 """
@@ -152,7 +152,6 @@ def start(path: Path, place: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     folder, name, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     images = load(folder, size, int(sys.argv[4]) if len(sys.argv) > 4 else None)
     labels = np.arange(len(images)) % CLASSES

@@ -159,7 +159,7 @@ class DQZFile(OpenFile):
 
     def mask(self, indices: Sequence[int] | Array) -> Array:
         """bool (n, P): true where a patch is kept, patches in row-major order."""
-        return self.reader.mask([check_index(index, len(self)) for index in indices])
+        return self.reader.mask(check_indices(indices, len(self)))
 
     def __getitem__(self, index: int) -> tuple[Array, int]:
         index = check_index(index, len(self))
@@ -225,7 +225,7 @@ class DQZFile(OpenFile):
         self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None, decode: Callable[..., Any]
     ) -> tuple[Any, Array]:
         reader, header, columns = self.reader, self.reader.header, self.reader.columns
-        wanted = [check_index(index, len(reader)) for index in indices]
+        wanted = check_indices(indices, len(reader))
         mask = reader.mask(wanted)
         form = self._form(reader)
         units = np.ones((len(wanted), form.rows * form.columns), bool)
@@ -248,7 +248,7 @@ class DQZFile(OpenFile):
     def kept(self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None = None) -> Kept:
         """Read, check and entropy-decode a batch of the transform pixel; payloads as in `placed`."""
         reader, header = self.reader, self.reader.header
-        wanted = [check_index(index, len(reader)) for index in indices]
+        wanted = check_indices(indices, len(reader))
         mask = reader.mask(wanted)
         counts = mask.sum(1)
         levels = [np.empty((0, header.channels, header.patch, header.patch), np.int8)]
@@ -337,3 +337,8 @@ def check_index(index: Any, length: int) -> int:
     if not -length <= index < length:
         raise IndexError(f"sample {index} of {length}; allowed: {-length} to {length - 1}")
     return int(index % length)
+
+
+def check_indices(indices: Sequence[int] | Array, length: int) -> list[int]:
+    """`check_index` of each."""
+    return [check_index(index, length) for index in indices]

@@ -17,7 +17,7 @@ from dqcodec.codec.text import Record
 from dqcodec.container.reader import Reader
 from dqcodec.container.shards import ShardReader
 from dqcodec.container.spec import DICTIONARY
-from dqcodec.decode import OpenFile, check_index
+from dqcodec.decode import OpenFile, check_indices
 from dqcodec.errors import FormatError, OptionError
 
 Array = npt.NDArray[Any]
@@ -51,7 +51,7 @@ class RecordFile(OpenFile):
         Raises IndexError, or FormatError (ChecksumError) that names file and sample.
         """
         reader, frame, total = self.reader, self.reader.header.frame, len(self)
-        wanted = [check_index(index, total) for index in indices]
+        wanted = check_indices(indices, total)
         found: dict[int, list[Any]] = {}
         given: set[int] = set()
         result = []

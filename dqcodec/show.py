@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.decode import DQZFile, check_index
+from dqcodec.decode import DQZFile, check_indices
 from dqcodec.errors import OptionError, OutputError, SourceError
 from dqcodec.export import images_of
 from dqcodec.options import EncodeOptions
@@ -73,7 +73,7 @@ def show(
         if indices is None:
             indices = np.unique(np.linspace(0, len(file) - 1, SHOWN).round().astype(int)).tolist()
         try:
-            wanted = [check_index(index, len(file)) for index in indices]
+            wanted = check_indices(indices, len(file))
         except IndexError as error:
             raise OptionError(f"index: {error}") from None
         if not 1 <= len(wanted) <= MOST:

@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from dqcodec import memory
 from dqcodec.codec import quantize
 from dqcodec.codec.dct import coder
 from dqcodec.container.spec import MAE as MAE_COLUMN
 from dqcodec.data import dct
-from dqcodec.decode import DQZFile, check_index
+from dqcodec.decode import DQZFile, check_index, check_indices
 from dqcodec.decode import open as open_dqz
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.models import checkpoints
@@ -229,7 +230,7 @@ class DQZDataset(Dataset[Any]):
         """
         if payloads is None:
             return self._undamaged(indices, lambda wanted: self._decode(wanted, None))
-        given = {check_index(i, len(self)): payload for i, payload in zip(indices, payloads, strict=True)}
+        given = dict(zip(check_indices(indices, len(self)), payloads, strict=True))
         return self._undamaged(indices, lambda wanted: self._decode(wanted, [given[i] for i in wanted]))
 
     def finish(self, batch: Decoded | DecodedRecords) -> Any:
@@ -278,7 +279,7 @@ class DQZDataset(Dataset[Any]):
 
     def _undamaged(self, indices: Sequence[int], task: Callable[[list[int]], T]) -> T:
         """The task of these samples, without those that are found damaged and may be left out."""
-        wanted = [check_index(index, len(self)) for index in indices]
+        wanted = check_indices(indices, len(self))
         while True:
             try:
                 return task(wanted)
@@ -363,7 +364,9 @@ def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
     pixels = mask.sum(1)[:, None] * patch * patch
     colour = ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)
     dropped = (~mask).to(torch.uint8).reshape(n, 1, grid[0], 1, grid[1], 1).expand(n, 1, grid[0], patch, grid[1], patch)
-    return torch.addcmul(images, dropped.reshape(n, 1, height, width), colour[:, :, None, None])
+    out = torch.from_numpy(memory.empty(tuple(images.shape), np.uint8)) if images.device.type == "cpu" else None
+    filled: Tensor = torch.addcmul(images, dropped.reshape(n, 1, height, width), colour[:, :, None, None], out=out)
+    return filled
 
 
 def fill_smooth(images: Tensor, mask: Tensor, patch: int) -> Tensor:

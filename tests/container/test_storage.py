@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from conftest import GOLDEN, noisy_folder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import dqcodec
 from dqcodec.container import cache as caches
@@ -26,6 +28,41 @@ from dqcodec.errors import ChecksumError, DQZError, FormatError, OptionError, Ou
 from dqcodec.inspection import info, verify
 
 RGB = GOLDEN / "pixel-rgb" / "file.dqz"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ranges=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 400)), max_size=600), size=st.integers(0, 5000))
+def test_ranges_of_a_local_file(compiled, ranges, size, tmp_path, monkeypatch):
+    """Those before the first that the file does not have come as they are, by one call for many or one for each."""
+    monkeypatch.setattr(storage, "COMPILED", compiled)
+    content = np.random.default_rng(0).bytes(size)
+    (tmp_path / "file").write_bytes(content)
+    local = storage.Local(tmp_path / "file")
+    found = local.read_many(ranges)
+    for start, count in ranges:
+        if start + count > size and count:
+            with pytest.raises(TruncatedError, match=r"the file ends at byte \d+, \d+ bytes too early"):
+                next(found)
+            break
+        assert next(found) == content[start : start + count]
+    else:
+        assert next(found, None) is None
+    local.close()
+
+
+def test_a_file_that_is_cut_while_its_samples_are_read(tmp_path):
+    """The samples that are still there come, and the first that is not is named."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(250)) * 40)
+    local = storage.Local(path)
+    found = local.read_many([(start, 100) for start in range(0, 10_000, 100)])
+    assert next(found) == path.read_bytes()[:100]
+    os.truncate(path, 9_950)
+    assert len(list(local.read_many([(start, 100) for start in range(0, 9_900, 100)]))) == 99
+    with pytest.raises(TruncatedError, match="the file ends at byte 9950, 50 bytes too early"):
+        list(local.read_many([(start, 100) for start in range(0, 10_000, 100)]))
+    local.close()
 
 
 @pytest.fixture(scope="module")

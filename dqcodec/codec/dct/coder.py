@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dqcodec import memory
 from dqcodec.codec.dct import reference
 from dqcodec.codec.dct.contexts import Contexts, contexts
 from dqcodec.codec.dct.edges import Edges, edges
@@ -89,7 +90,9 @@ def decode(form: Format, payloads: Sequence[bytes], kept: Array, scale: Array, c
     Raises FormatError, with `sample` the place in the batch, where a payload does not end as it should.
     """
     count = len(payloads)
-    out = np.zeros((count, form.channels, form.height, form.width), np.uint8)
+    out = memory.empty((count, form.channels, form.height, form.width), np.uint8)
+    if not kept.all():
+        out.fill(0)
     if not count:
         return out
     rotation = form.rotations[colour] if colour is not None else np.zeros((count, 3, 3), np.float32)
