@@ -4,9 +4,9 @@
 
 FOLDER holds folders of images, which are scaled and cropped to SIZE, and repeated until there are COUNT. The JPEGs have
 the PSNR of the .dqz. Every loader makes float batches (128, 3, SIZE, SIZE) in 0..1, shuffled, with two workers
-(processes or threads). First the files are dropped from the page cache and
-an epoch is timed with opening and starting the workers; then epochs with a warm cache, in turns; the median counts. For
-the start, a file of a million samples of SIZE pixels (copies) is opened in a new process and asked for its first batch.
+(processes or threads). First the files are dropped from the page cache and an epoch is timed with opening and starting
+the workers; then epochs with a warm cache, in turns; the median counts. For the start, a file of a million samples of
+SIZE pixels (copies) is opened in a new process and asked for its first batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from common import save
 from loaders import BATCH, LEFT_OUT, OPPONENTS, WORKERS, Batch, bytes_on_disk, jpeg, write_files
 from PIL import Image
