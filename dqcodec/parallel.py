@@ -1,4 +1,4 @@
-"""One helper: a map over threads that keeps the order and holds only a few results."""
+"""A map over threads that keeps the order and holds few results, and whose tasks may ask whether it has ended."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_thread = threading.local()
+
+
+def stopped() -> bool:
+    """Whether this thread works for an `ordered_map` that has ended, so that nobody waits for its result."""
+    ended: threading.Event | None = getattr(_thread, "ended", None)
+    return ended is not None and ended.is_set()
+
+
 def ordered_map(
     function: Callable[[T], R],
     items: Iterable[T],
@@ -25,15 +34,18 @@ def ordered_map(
     ahead: int = 0,
     initializer: Callable[[], None] | None = None,
 ) -> Generator[R]:
-    """`map` over threads, in order; an exception ends it, and so does `close`.
+    """`map` over threads, in order; an exception ends it, and so does `close`. Tasks that run then are waited for; what
+    may take long should look at `stopped`.
 
     ahead        tasks in flight and results waiting, at most; by default 8 for each worker
     initializer  called in each thread before its first task
     """
     threads: set[int] = set()
+    ended = threading.Event()
 
     def begin() -> None:
         threads.add(threading.get_ident())
+        _thread.ended = ended
         if initializer is not None:
             initializer()
 
@@ -47,5 +59,6 @@ def ordered_map(
         while waiting:
             yield waiting.popleft().result()
     finally:
+        ended.set()
         # What was abandoned may be closed by one of the pool's own threads, as the garbage collector comes by there.
         pool.shutdown(wait=threading.get_ident() not in threads, cancel_futures=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 from dqcodec.container.cache import Cache
 from dqcodec.container.storage import Range, Storage
 from dqcodec.errors import FormatError, OptionError
+from dqcodec.parallel import stopped
 
 T = TypeVar("T")
 
@@ -22,6 +25,7 @@ _AHEAD = 4 << 20  # fetched at once where a file is read from front to back
 _WEB = ("http://", "https://")
 _TRIES = 5
 _DELAY = 0.2  # seconds before the second try; doubled for each further one
+_LOOK = 0.1  # seconds after which a thread that waits for a server sees that nobody waits for it any more
 _VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created")
 
 # A forked process must not close the connections that it inherits: they belong to its parent's event loop. So no file
@@ -38,7 +42,7 @@ class Remote(Storage):
 
     def __init__(self, url: str, cache: Path | None = None) -> None:
         self.url = url
-        self._filesystem, self._path = _connect(url)
+        self._filesystem, self._path, self._concurrent = _connect(url)
         # File systems with a number of retries of their own are left to it.
         self._tries = 1 if hasattr(self._filesystem, "retries") else _TRIES
         self._web = url.startswith(_WEB)
@@ -122,9 +126,8 @@ class Remote(Storage):
 
         def run(spans: Sequence[Range]) -> list[Any]:
             starts, ends = [start for start, _ in spans], [start + size for start, size in spans]
-            found = self._filesystem.cat_ranges(
-                [self._path] * len(spans), starts, ends, on_error="return", **self._options
-            )
+            paths = [self._path] * len(spans)
+            found = self._call("cat_ranges", paths, starts, ends, on_error="return", **self._options)
             return [
                 ConnectionError(f"sent {len(data)} of {size} bytes")
                 if isinstance(data, bytes) and len(data) != size
@@ -146,7 +149,7 @@ class Remote(Storage):
         def run(_: Sequence[str]) -> list[Any]:
             try:
                 self._filesystem.invalidate_cache(self._path)
-                return [self._filesystem.info(self._path)]
+                return [self._call("info", self._path)]
             except Exception as error:
                 return [error]
 
@@ -156,6 +159,20 @@ class Remote(Storage):
         if info.get("size") is None:
             raise OSError(f"{self.url}: the server does not state the file's size; download the file and open that")
         return int(info["size"]), _version(info)
+
+    def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """What a method of the file system returns; CancelledError, and no request left, once nobody waits for it."""
+        if not self._concurrent:
+            return getattr(self._filesystem, name)(*arguments, **options)
+        task = getattr(self._filesystem, f"_{name}")(*arguments, **options)
+        future = asyncio.run_coroutine_threadsafe(task, self._filesystem.loop)
+        try:
+            while not stopped():
+                if wait([future], _LOOK).done:
+                    return future.result()
+            raise CancelledError
+        finally:
+            future.cancel()
 
     def _persist(self, run: Callable[[Sequence[T]], list[Any]], tasks: Sequence[T], tries: int = 0) -> list[Any]:
         """The results of tasks; `run` gives a result or an exception for each, and gets those that failed again."""
@@ -180,7 +197,8 @@ class Remote(Storage):
 
     def _raise_final(self, error: BaseException) -> None:
         """Raise where another try would not help."""
-        if isinstance(error, FormatError | io.UnsupportedOperation) or not isinstance(error, Exception):
+        final = FormatError | io.UnsupportedOperation | CancelledError
+        if isinstance(error, final) or not isinstance(error, Exception):
             raise error
         status = getattr(error, "status", 0)
         if status in (404, 410) or isinstance(error, FileNotFoundError):
@@ -221,10 +239,11 @@ class Remote(Storage):
         return {"headers": headers, "raise_for_status": check}
 
 
-def _connect(url: str) -> tuple[Any, str]:
-    """File system and path of a URL."""
+def _connect(url: str) -> tuple[Any, str, bool]:
+    """File system and path of a URL, and whether its methods are coroutines at bottom."""
     try:
         import fsspec
+        from fsspec.asyn import AsyncFileSystem
 
         filesystem, path = fsspec.url_to_fs(url, **(_web_arguments() if url.startswith(_WEB) else {}))
     except ImportError as error:
@@ -234,7 +253,7 @@ def _connect(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise OptionError(f"reading {url}: {error}", path=url) from None
     _filesystems.add(filesystem)
-    return filesystem, path
+    return filesystem, path, isinstance(filesystem, AsyncFileSystem)
 
 
 def _web_arguments() -> dict[str, Any]:

@@ -100,6 +100,10 @@ class Handler(BaseHTTPRequestHandler):
         data = server.files.get(self.path)
         if data is None:
             fault = fault or 404
+        if fault == "silence":
+            server.ended.wait()
+            self.close_connection = True
+            return
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
@@ -141,7 +145,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.requests, self.faults, self.always = {}, [], deque(), None
-        self.tag, self.sent = '"1"', 0
+        self.tag, self.sent, self.ended = '"1"', 0, threading.Event()
 
     def serve(self, path):
         self.files["/file.dqz"] = path.read_bytes()
@@ -157,11 +161,43 @@ def server(monkeypatch):
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
+        server.ended.set()
         server.shutdown()
 
 
 def shuffled(n, seed=0):
     return np.random.default_rng(seed).permutation(n)
+
+
+INTERRUPTED = """
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import dqcodec
+loader = dqcodec.DQZLoader(sys.argv[1], 2, workers=4, device="cpu")
+try:
+    while True:
+        for _ in loader:
+            print("step", flush=True)
+except KeyboardInterrupt:
+    pass
+print("left", sorted({thread.name for thread in threading.enumerate()}), flush=True)
+"""
+
+
+def test_ctrl_c_while_the_server_says_nothing(server, noisy):
+    """The loader's threads wait for answers that would take minutes to be given up: they are not waited for."""
+    command = [sys.executable, "-c", INTERRUPTED, server.serve(noisy)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "step\n"
+    server.always = "silence"
+    asked = len(server.requests)
+    while len(server.requests) < asked + 4:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=20)
+    assert out.splitlines()[-1] == "left ['MainThread', 'fsspecIO']"
+    assert (error, process.returncode) == ("", 0)
 
 
 # ---- the same samples
