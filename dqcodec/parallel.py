@@ -49,14 +49,22 @@ def ordered_map(
         if initializer is not None:
             initializer()
 
+    process = os.getpid()
+
+    def check() -> None:
+        if os.getpid() != process:  # threads are not forked: nobody would do the tasks
+            raise RuntimeError("a forked process cannot go on with an iterator of its parent; make a new one")
+
     pool = ThreadPoolExecutor(workers, initializer=begin)
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
+            check()
             waiting.append(pool.submit(function, item))
             if len(waiting) >= (ahead or 8 * workers):
                 yield waiting.popleft().result()
         while waiting:
+            check()
             yield waiting.popleft().result()
     finally:
         ended.set()

@@ -1,4 +1,5 @@
 import gc
+import multiprocessing
 import threading
 
 import pytest
@@ -35,3 +36,24 @@ def test_an_abandoned_map_may_be_collected_in_one_of_its_own_threads(monkeypatch
     collect.set()
     assert collected.wait(60)
     assert wrong == []
+
+
+@pytest.mark.parametrize("taken", [1, 9])  # when tasks are still to be given out, and when all have been
+def test_a_forked_process_does_not_wait_for_its_parents_threads(taken):
+    results = ordered_map(lambda n: n, range(10), 2, ahead=4)
+    assert [next(results) for _ in range(taken)] == list(range(taken))
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+
+    def go_on():
+        try:
+            next(results)
+        except RuntimeError as error:
+            queue.put(str(error))
+
+    process = context.Process(target=go_on)
+    process.start()
+    process.join(20)
+    assert process.exitcode == 0
+    assert queue.get() == "a forked process cannot go on with an iterator of its parent; make a new one"
+    assert list(results) == list(range(taken, 10))
