@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,31 +16,24 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-LARGE = 1 << 20  # bytes; smaller arrays are left to numpy
-KEPT = 1 << 28  # bytes that wait for their next use, at most
+LEAST, MOST = 1 << 20, 1 << 27  # bytes; other arrays are left to numpy
+KEPT = 8  # arrays whose memory waits for its next use; of more, the oldest is freed
 
-
-class _Block:
-    """Memory of an array; a class, so that two of them are never compared by their bytes."""
-
-    def __init__(self, size: int) -> None:
-        self.bytes = np.empty(size, np.uint8)
-
-
-_waiting: deque[_Block] = deque()  # the latest last; what is done with it is atomic: any thread may free an array
+# Any thread may free an array, at any moment: whatever is done with these is one step of the interpreter.
+_waiting: deque[Array] = deque(maxlen=KEPT)
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """As numpy.empty: an array of any content, whose memory waits for a next one of its size once nothing uses it."""
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    if not LARGE <= size <= KEPT:
+    if not LEAST <= size <= MOST:
         return np.empty(shape, kind)
-    block = _taken(size) or _Block(size)
-    # All views of the array, and whatever else shares its memory, hold on to this object. It is none of numpy's,
-    # whose views hold on to the first array alone.
-    array = np.frombuffer(block.bytes.data, kind).reshape(shape)
-    weakref.finalize(_root(array), _give_back, block).atexit = False
+    block = _taken(size)
+    # All views of the array, and whatever else shares its memory, hold on to this memoryview. An array in its place
+    # would not do: views hold on to the last of a chain of arrays.
+    array = np.frombuffer(block.data, kind).reshape(shape)
+    weakref.finalize(_root(array), _waiting.append, block).atexit = False
     return array
 
 
@@ -53,18 +45,14 @@ def _root(array: Array) -> Any:
     return base
 
 
-def _taken(size: int) -> _Block | None:
-    """A block of this size that was waiting."""
-    for block in reversed(tuple(_waiting)):  # the last one may still be in a cache
-        if len(block.bytes) == size:
-            with suppress(ValueError):  # another thread took it
-                _waiting.remove(block)
-                return block
-    return None
-
-
-def _give_back(block: _Block) -> None:
-    _waiting.append(block)
-    while sum(len(each.bytes) for each in tuple(_waiting)) > KEPT:
-        with suppress(IndexError):  # another thread did it
-            _waiting.popleft()
+def _taken(size: int) -> Array:
+    """Memory of this size that was waiting, or new."""
+    for _ in range(KEPT):
+        try:
+            block = _waiting.pop()  # the latest: it may still be in a cache
+        except IndexError:
+            break
+        if len(block) == size:
+            return block
+        _waiting.appendleft(block)
+    return np.empty(size, np.uint8)

@@ -21,6 +21,11 @@ def default_workers() -> int:
 _thread = threading.local()
 
 
+def beside_others() -> bool:
+    """Whether this is a thread of an `ordered_map`, that is one of several."""
+    return hasattr(_thread, "ended")
+
+
 def stopped() -> bool:
     """Whether this thread works for an `ordered_map` that has ended, so that nobody waits for its result."""
     ended: threading.Event | None = getattr(_thread, "ended", None)

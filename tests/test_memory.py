@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import dqcodec
 from dqcodec import memory
 
-SMALL, MEDIUM, LARGE = memory.LARGE // 4 - 1, memory.LARGE // 4, memory.LARGE // 2  # of four bytes
+SMALL, MEDIUM, LARGE = memory.LEAST // 4 - 1, memory.LEAST // 4, memory.LEAST // 2  # of four bytes
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def nothing_waiting():
 
 
 def waiting() -> int:
-    return sum(len(block.bytes) for block in memory._waiting)
+    return sum(len(block) for block in memory._waiting)
 
 
 def address(array) -> int:
@@ -96,17 +96,38 @@ def test_arrays_that_live_at_once_share_nothing(steps):
 
 
 def test_no_more_is_kept_than_stated(monkeypatch):
-    monkeypatch.setattr(memory, "KEPT", 10 * memory.LARGE)
-    arrays = [memory.empty((size * memory.LARGE,), np.uint8) for size in (1, 4, 3, 5, 2, 9)]
-    last = address(arrays[-1])
+    arrays = [memory.empty((memory.LEAST + size,), np.uint8) for size in range(3 * memory.KEPT)]
+    latest = address(arrays[-1])
     while arrays:
         del arrays[0]
-        assert waiting() <= 10 * memory.LARGE
-    assert address(memory.empty((9 * memory.LARGE,), np.uint8)) == last
-    huge = memory.empty((11 * memory.LARGE,), np.uint8)
-    before = waiting()
+        assert len(memory._waiting) <= memory.KEPT
+    assert waiting() < (memory.LEAST + 3 * memory.KEPT) * memory.KEPT
+    assert address(memory.empty((memory.LEAST + 3 * memory.KEPT - 1,), np.uint8)) == latest
+    monkeypatch.setattr(memory, "MOST", 2 * memory.LEAST)
+    before, huge = waiting(), memory.empty((2 * memory.LEAST + 1,), np.uint8)
     del huge
     assert waiting() == before
+
+
+def test_the_garbage_collector_may_free_arrays_at_any_moment(monkeypatch):
+    """Arrays in cycles, which the collector frees while another one is being taken."""
+    noise = []
+    monkeypatch.setattr("sys.unraisablehook", noise.append)
+    before = gc.get_threshold()
+    try:
+        for step in range(1, 40):
+            cycle = [memory.empty((memory.LEAST + n % 3,), np.uint8) for n in range(6)]
+            cycle.append(cycle)
+            del cycle
+            gc.set_threshold(step, 2, 2)
+            taken = [memory.empty((memory.LEAST + n % 4,), np.uint8) for n in range(12)]
+            for n, array in enumerate(taken):
+                array[:: 1 << 12] = n
+            assert all((array[:: 1 << 12] == n).all() for n, array in enumerate(taken))
+            gc.set_threshold(*before)
+    finally:
+        gc.set_threshold(*before)
+    assert noise == []
 
 
 def test_threads_may_take_and_free_at_once():
@@ -133,7 +154,7 @@ def test_threads_may_take_and_free_at_once():
 
 def test_a_dropped_patch_is_black_whatever_was_there_before(monkeypatch):
     """And so in a batch of which only some samples lack patches."""
-    monkeypatch.setattr(memory, "LARGE", 1)
+    monkeypatch.setattr(memory, "LEAST", 1)
     with dqcodec.open(GOLDEN / "dct-dropped" / "file.dqz") as file:
         every = range(len(file))
         assert not file.mask(every).all()

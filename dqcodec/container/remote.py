@@ -6,7 +6,7 @@ import asyncio
 import bisect
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,14 +125,11 @@ class Remote(Storage):
         """The bytes of ranges, one request each, several at a time."""
 
         def run(spans: Sequence[Range]) -> list[Any]:
-            starts, ends = [start for start, _ in spans], [start + size for start, size in spans]
-            paths = [self._path] * len(spans)
-            found = self._call("cat_ranges", paths, starts, ends, on_error="return", **self._options)
             return [
                 ConnectionError(f"sent {len(data)} of {size} bytes")
                 if isinstance(data, bytes) and len(data) != size
                 else data
-                for data, (_, size) in zip(found, spans, strict=True)
+                for data, (_, size) in zip(self._cat(spans), spans, strict=True)
             ]
 
         try:
@@ -149,7 +146,8 @@ class Remote(Storage):
         def run(_: Sequence[str]) -> list[Any]:
             try:
                 self._filesystem.invalidate_cache(self._path)
-                return [self._call("info", self._path)]
+                filesystem, path = self._filesystem, self._path
+                return [self._wait(filesystem._info(path)) if self._concurrent else filesystem.info(path)]
             except Exception as error:
                 return [error]
 
@@ -160,11 +158,22 @@ class Remote(Storage):
             raise OSError(f"{self.url}: the server does not state the file's size; download the file and open that")
         return int(info["size"]), _version(info)
 
-    def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """What a method of the file system returns; CancelledError, and no request left, once nobody waits for it."""
+    def _cat(self, spans: Sequence[Range]) -> list[Any]:
+        """The bytes of ranges, or an exception in their place."""
+        filesystem, path = self._filesystem, self._path
+        ranges = [(start, start + size) for start, size in spans]
         if not self._concurrent:
-            return getattr(self._filesystem, name)(*arguments, **options)
-        task = getattr(self._filesystem, f"_{name}")(*arguments, **options)
+            starts, ends = zip(*ranges, strict=True)
+            return list(filesystem.cat_ranges([path] * len(spans), list(starts), list(ends), on_error="return"))
+
+        async def requests() -> list[Any]:  # all end with this one; those of `_cat_ranges` would go on
+            tasks = [filesystem._cat_file(path, start=start, end=end, **self._options) for start, end in ranges]
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+        return self._wait(requests())
+
+    def _wait(self, task: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine of the file system; CancelledError, and nothing left of it, once nobody waits."""
         future = asyncio.run_coroutine_threadsafe(task, self._filesystem.loop)
         try:
             while not stopped():

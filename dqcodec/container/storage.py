@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dqcodec.errors import FormatError, OptionError, TruncatedError
+from dqcodec.parallel import beside_others
 
 Range = tuple[int, int]  # first byte, number of bytes
 FEW, MANY, MUCH = 16, 256, 1 << 24  # ranges, and bytes of them together, that a local file is asked for at once
@@ -126,8 +127,11 @@ def connect(path: str | Path, cache: str | Path | None = None) -> Storage:
 
 
 def _at_once(file: int, ranges: Sequence[Range]) -> list[bytes]:
-    """The bytes of the ranges before the first that cannot be read whole; none where it would not pay."""
-    if len(ranges) < FEW or not COMPILED:
+    """The bytes of the ranges before the first that cannot be read whole; none where it would not pay.
+
+    In a process that was forked to read only, numba may be locked for ever.
+    """
+    if len(ranges) < FEW or not COMPILED or not beside_others():
         return []
     places = np.array(ranges, np.int64)
     ends = np.cumsum(places[:, 1])

@@ -1,5 +1,6 @@
 """A .dqz on a server: the same samples as from the disk, in few requests, whatever the server does."""
 
+import asyncio
 import multiprocessing
 import os
 import pickle
@@ -26,6 +27,7 @@ from dqcodec.container import cache as caches
 from dqcodec.container import remote, storage
 from dqcodec.errors import ChecksumError, DQZError, FormatError, OptionError, OutputError, TruncatedError
 from dqcodec.inspection import info, verify
+from dqcodec.parallel import ordered_map
 
 RGB = GOLDEN / "pixel-rgb" / "file.dqz"
 
@@ -35,7 +37,7 @@ RGB = GOLDEN / "pixel-rgb" / "file.dqz"
 @given(ranges=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 400)), max_size=600), size=st.integers(0, 5000))
 def test_ranges_of_a_local_file(compiled, ranges, size, tmp_path, monkeypatch):
     """Those before the first that the file does not have come as they are, by one call for many or one for each."""
-    monkeypatch.setattr(storage, "COMPILED", compiled)
+    monkeypatch.setattr(storage, "beside_others", lambda: compiled)
     content = np.random.default_rng(0).bytes(size)
     (tmp_path / "file").write_bytes(content)
     local = storage.Local(tmp_path / "file")
@@ -51,8 +53,9 @@ def test_ranges_of_a_local_file(compiled, ranges, size, tmp_path, monkeypatch):
     local.close()
 
 
-def test_a_file_that_is_cut_while_its_samples_are_read(tmp_path):
+def test_a_file_that_is_cut_while_its_samples_are_read(tmp_path, monkeypatch):
     """The samples that are still there come, and the first that is not is named."""
+    monkeypatch.setattr(storage, "beside_others", lambda: True)
     path = tmp_path / "file"
     path.write_bytes(bytes(range(250)) * 40)
     local = storage.Local(path)
@@ -63,6 +66,15 @@ def test_a_file_that_is_cut_while_its_samples_are_read(tmp_path):
     with pytest.raises(TruncatedError, match="the file ends at byte 9950, 50 bytes too early"):
         list(local.read_many([(start, 100) for start in range(0, 10_000, 100)]))
     local.close()
+
+
+def test_only_a_loaders_threads_compile(monkeypatch, noisy, expected):
+    """A process that is forked to read would wait for ever where another thread compiled when it was forked."""
+    monkeypatch.setitem(sys.modules, "dqcodec.container.gather", None)
+    with dqcodec.open(noisy) as file:
+        np.testing.assert_array_equal(file.images(range(64)), expected[:64])
+        with pytest.raises(ImportError):
+            list(ordered_map(file.images, [range(64)], 1))
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +210,24 @@ def test_ctrl_c_while_the_server_says_nothing(server, noisy):
     out, error = process.communicate(timeout=20)
     assert out.splitlines()[-1] == "left ['MainThread', 'fsspecIO']"
     assert (error, process.returncode) == ("", 0)
+
+
+def test_the_end_of_a_loop_leaves_no_request(server, noisy, expected):
+    """And the next one finds the server free."""
+    dataset = dqcodec.DQZDataset(server.serve(noisy))
+    batches = iter(dqcodec.DQZLoader(dataset, 8, workers=4))
+    next(batches)
+    server.always, asked = "silence", len(server.requests)
+    while len(server.requests) < asked + 4:
+        time.sleep(0.05)
+    batches.close()
+    loop, until = dataset.file.reader._storage._filesystem.loop, time.monotonic() + 10
+    while asyncio.all_tasks(loop) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not asyncio.all_tasks(loop)
+    server.always = None
+    images = np.concatenate([images for images, _ in dqcodec.DQZLoader(dataset, 8, shuffle=False, workers=4)])
+    np.testing.assert_array_equal(images, expected)
 
 
 # ---- the same samples
