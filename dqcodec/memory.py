@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-LEAST, MOST = 1 << 20, 1 << 27  # bytes; other arrays are left to numpy
+LEAST, MOST = 1 << 20, 1 << 28  # bytes; other arrays are left to numpy
 KEPT = 8  # arrays whose memory waits for its next use; of more, the oldest is freed
 
 # Any thread may free an array, at any moment: whatever is done with these is one step of the interpreter.
