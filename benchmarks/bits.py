@@ -77,9 +77,10 @@ def compare(model: proxy.Proxy, images: Array, labels: Array, transform: str, me
     found, sizes, _ = measure(model, images, labels, transform, widths, True)
     near = [widths.index(bits) for bits in (mean - reach, mean, mean + reach)]
     far = [widths.index(bits) for bits in (mean - 1, mean, mean + 1)]
+    middle = found[:, near[1]]
     ways = {
         "equal": np.full(len(place), near[1]),
-        "rank": np.array(far)[rank(found[:, near[1]])],
+        "rank": np.array(far)[rank(middle)],
         "auto": np.array(near)[allocate(convex(found[:, near]), len(place))],
         "auto, one bit": np.array(far)[allocate(convex(found[:, far]), len(place))],
     }
@@ -90,10 +91,8 @@ def compare(model: proxy.Proxy, images: Array, labels: Array, transform: str, me
         "epochs of the proxy": round(cost, 2),
         "widths": widths,
         "mean distance by width": found.mean(0).tolist(),
-        "distance": {way: float(found[place, k].sum() / found[:, near[1]].sum()) for way, k in ways.items()},
-        "geometric over arithmetic mean": float(
-            np.exp(np.log(found[:, near[1]] + TINY).mean()) / found[:, near[1]].mean()
-        ),
+        "distance": {way: float(found[place, k].sum() / middle.sum()) for way, k in ways.items()},
+        "geometric over arithmetic mean": float(np.exp(np.log(middle + TINY).mean()) / middle.mean()),
         "bytes": {way: float(sizes[place, k].mean()) for way, k in ways.items()},
         "samples by width": {way: np.bincount(k, minlength=len(widths)).tolist() for way, k in ways.items()},
     }

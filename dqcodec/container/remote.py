@@ -161,13 +161,15 @@ class Remote(Storage):
     def _cat(self, spans: Sequence[Range]) -> list[Any]:
         """The bytes of ranges, or an exception in their place."""
         filesystem, path = self._filesystem, self._path
-        ranges = [(start, start + size) for start, size in spans]
+        starts, ends = [start for start, _ in spans], [start + size for start, size in spans]
         if not self._concurrent:
-            starts, ends = zip(*ranges, strict=True)
-            return list(filesystem.cat_ranges([path] * len(spans), list(starts), list(ends), on_error="return"))
+            return list(filesystem.cat_ranges([path] * len(spans), starts, ends, on_error="return", **self._options))
 
         async def requests() -> list[Any]:  # all end with this one; those of `_cat_ranges` would go on
-            tasks = [filesystem._cat_file(path, start=start, end=end, **self._options) for start, end in ranges]
+            tasks = [
+                filesystem._cat_file(path, start=start, end=end, **self._options)
+                for start, end in zip(starts, ends, strict=True)
+            ]
             return await asyncio.gather(*tasks, return_exceptions=True)
 
         return self._wait(requests())

@@ -359,14 +359,13 @@ def fill_mean(images: Tensor, mask: Tensor, patch: int) -> Tensor:
     flat = images.flatten(2)
     if images.device.type == "cpu":  # numpy is five times as fast here
         total = torch.from_numpy(flat.numpy().sum(2, dtype=np.uint32).astype(np.int64))
+        out = torch.from_numpy(memory.empty(tuple(images.shape), np.uint8))
     else:
-        total = flat.sum(2, dtype=torch.int64)
+        total, out = flat.sum(2, dtype=torch.int64), torch.empty_like(images)
     pixels = mask.sum(1)[:, None] * patch * patch
     colour = ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)
     dropped = (~mask).to(torch.uint8).reshape(n, 1, grid[0], 1, grid[1], 1).expand(n, 1, grid[0], patch, grid[1], patch)
-    out = torch.from_numpy(memory.empty(tuple(images.shape), np.uint8)) if images.device.type == "cpu" else None
-    filled: Tensor = torch.addcmul(images, dropped.reshape(n, 1, height, width), colour[:, :, None, None], out=out)
-    return filled
+    return torch.addcmul(images, dropped.reshape(n, 1, height, width), colour[:, :, None, None], out=out)
 
 
 def fill_smooth(images: Tensor, mask: Tensor, patch: int) -> Tensor:
