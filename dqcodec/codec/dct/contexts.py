@@ -53,7 +53,7 @@ class Contexts(NamedTuple):
     """The numbering for units of one size; integers and flat arrays, as the compiled functions want them.
 
     unit      pixels a side
-    position  int32 (336,)   by size (4, 8, 16) and scan index: place in the unit (8 bits), cell (10), class * 13 (10)
+    position  int32 (3, 336)   by size (4, 8, 16) and scan index: place in the unit, cell, position class * BINS
     sum_bin   int32 (107,)   bin of a neighbour sum
     pair      int32 (S,)     first context pair of a set's coefficients
     high, low int32 (S,)     first side context of a set for the two parts of `last`
@@ -91,9 +91,9 @@ def contexts(unit: int) -> Contexts:
 
 @cache
 def _positions() -> Array:
-    words = []
-    for size in UNITS:
-        for k, (u, v) in enumerate(scan(size).tolist()):
-            cell = (u + v) * CELL_STRIDE + u
-            words.append(u * STRIDE + v | cell << 8 | position_class(size, k, u, v) * BINS << 18)
-    return np.array(words, np.int32)
+    rows = [
+        (u * STRIDE + v, (u + v) * CELL_STRIDE + u, position_class(size, k, u, v) * BINS)
+        for size in UNITS
+        for k, (u, v) in enumerate(scan(size).tolist())
+    ]
+    return np.array(rows, np.int32).T

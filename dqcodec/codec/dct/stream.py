@@ -11,7 +11,8 @@ A sample's payload is one rANS stream. State x is 32 bits, words are 16 bits, pr
 
 The encoder starts at x = 1, so a decoder that is right ends there, with no word left. Whatever the bytes are, nothing
 is read or written outside the given buffers and every loop has a fixed end: a word is only taken while there is one,
-indices are masked to the size of their table, and `last` is below the size of the block.
+`last` is below the size of the block, a cell's magnitude at most 15, so all sums have a bin, and all that is looked up
+in the tables was checked when the file was opened.
 """
 
 from __future__ import annotations
@@ -19,35 +20,50 @@ from __future__ import annotations
 from typing import Any
 
 from dqcodec.codec.dct.contexts import CELLS, LAST_BIN
-from dqcodec.codec.dct.tables import ENTRIES, ESCAPE, PAIRS, POINTS, POSITION, SECOND, SIDES, STATE, SUM_BIN
+from dqcodec.codec.dct.tables import (
+    CELL,
+    CLASS,
+    ESCAPE,
+    MAGNITUDE,
+    OFFSET,
+    OWN,
+    PAIRS,
+    PLACE,
+    POINTS,
+    SECOND,
+    SIDES,
+    STATE,
+    SUM_BIN,
+    THEIRS,
+)
 
 NONE = -1  # activity of a cell that was not decoded
 NO_DC = -(2**31)  # DC of a cell that was not decoded
 MAX_DC = 1 << 20  # of a DC integer's absolute value
 COEFFICIENTS = 2048  # where they start in `scratch`, after the cells
+INDEX = 0xFFFFFFFF  # mask of indices, all of which are within it: so the compiler knows that none is negative
 RIM = 45  # sqrt(2) in 32nds, about: at a block's rim a coefficient of the first row or column counts so much against DC
 
 
 def symbol(first: int, alias: Any, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
     """Decode one symbol, of the distribution whose entries of `alias` begin at `first`: (symbol, x, p)."""
-    bucket = (x >> 7) & 31
     rest = x & 127
-    entry = int(alias[(first & ENTRIES) | bucket])
-    own, other = (entry >> 39) | (128 << 13) | (bucket << 26), (entry >> 8) & 0x7FFFFFFF
-    chosen = other ^ ((own ^ other) & ((rest - (entry & 255)) >> 63))  # no branch: nothing could predict it
-    x = (chosen & 8191) * (x >> 12) + ((chosen >> 13) & 8191) - 128 + rest
-    need = ((x - 65536) >> 63) & ((p - end) >> 63)  # -1 or 0
-    x = (x << (need & 16)) | (int(words[p & 0x7FFFFFFF]) & need)
-    return (chosen >> 26) & 31, x, p - need
+    entry = int(alias[first + ((x >> 7) & 31)])
+    own = rest < entry & 255
+    chosen = entry >> OWN if own else entry >> THEIRS
+    x = (chosen & 8191) * (x >> 12) + (rest if own else rest + (entry >> OFFSET))
+    more = x << 16 | int(words[p & INDEX])
+    need = x < (65536 if p < end else 0)
+    return (chosen >> 13) & 31, (more if need else x), (p + 1 if need else p)
 
 
 def raw(count: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
     """Decode `count` <= 16 raw bits: (value, x, p)."""
     value = x & ((1 << count) - 1)
     x >>= count
-    need = ((x - 65536) >> 63) & ((p - end) >> 63)
-    x = (x << (need & 16)) | (int(words[p & 0x7FFFFFFF]) & need)
-    return value, x, p - need
+    more = x << 16 | int(words[p & INDEX])
+    need = x < (65536 if p < end else 0)
+    return value, (more if need else x), (p + 1 if need else p)
 
 
 def escape(code: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
@@ -116,29 +132,27 @@ def settle(dc: int, bottom: int, right: int, a: int, b: int, count: int, edges: 
 
 
 def coefficient(
-    word: int, c: int, at: int, total: int, pair: int, state: int, scratch: Any, coding: Any,
-    x: int, words: Any, p: int, end: int,
-) -> tuple[int, int, int]:  # fmt: skip
-    """Decode one coefficient, whose word is of the table's POSITION, into its cell c and to `at`: (state, x, p)."""
+    context: int, cell: int, at: int, state: int, scratch: Any, coding: Any, x: int, words: Any, p: int, end: int
+) -> tuple[int, int, int]:
+    """Decode one coefficient of a context pair: (state, x, p). Its magnitude goes to `cell`, its value to `at`."""
     table = coding.table
-    both = int(table[PAIRS + ((pair + (word >> 18) + int(table[SUM_BIN + (total & 127)])) & 4095)])
-    s, x, p = symbol(both >> (state & SECOND), coding.alias, x, words, p, end)
     quantiser = state >> 4
+    first = int(table[(PAIRS + context) & INDEX]) >> (state & SECOND)
+    s, x, p = symbol(first & 0xFFFF, coding.alias, x, words, p, end)
     if s < ESCAPE:
-        point = int(table[POINTS + ((s << 1) | quantiser)])
-        scratch[c] = point & 15
-        scratch[at] = point >> 4
+        scratch[cell] = table[MAGNITUDE + s]
+        scratch[at] = table[(POINTS + 2 * s + quantiser) & INDEX]
     else:
         level, x, p = escape(s - ESCAPE, x, words, p, end)
         s = abs(level)
-        scratch[c] = min(s, 15)
+        scratch[cell] = min(s, 15)
         value = 64 * ((s << coding.dependent) - quantiser) + coding.far
         scratch[at] = value if level > 0 else -value
     return (coding.transitions >> (state | ((s << 1) & 2))) & STATE, x, p
 
 
 def block(
-    start: int, first_cell: int, pair: int, last: int, origin: int, a: int, b: int, count: int, edges: Any,
+    start: int, cells: int, pair: int, last: int, origin: int, a: int, b: int, count: int, edges: Any,
     scratch: Any, coding: Any, x: int, words: Any, p: int, end: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Decode the coefficients of a block from scan index `last` to DC: (x, p).
@@ -149,26 +163,28 @@ def block(
     dc_left, count: how many cells each.
     """
     table = coding.table
-    diagonal = ((int(table[POSITION + ((start + last) & 511)]) >> 8) & 1023) // 20
-    lowest = (first_cell + diagonal * 20) & 2047
+    k = (start + last) & INDEX
+    cell = int(table[CELL + k])
+    lowest = (cells + cell // 20 * 20) & INDEX
     for i in range(lowest, lowest + 60):  # this diagonal and the two after it, as far as the sums look
         scratch[i] = 0
     state = 0
-    extra = LAST_BIN  # added to the neighbour sum of the first coefficient
-    for k in range(last, 0, -1):
-        word = int(table[POSITION + ((start + k) & 511)])
-        c = (first_cell + ((word >> 8) & 1023)) & 2047
-        total = ((int(scratch[c + 20]) + int(scratch[c + 21])) << 1) + int(scratch[c + 41])
-        total += int(scratch[c + 40]) + int(scratch[c + 42]) + extra
-        at = (origin + (word & 255)) & 0xFFFFFF
-        state, x, p = coefficient(word, c, at, total, pair, state, scratch, coding, x, words, p, end)
-        extra = 0
-    origin &= 0xFFFFFF
+    if last:  # the first one coded has a bin of its own
+        context = pair + int(table[CLASS + k]) + int(table[SUM_BIN + LAST_BIN])
+        at = (origin + int(table[PLACE + k])) & INDEX
+        state, x, p = coefficient(context, (cells + cell) & INDEX, at, 0, scratch, coding, x, words, p, end)
+    for k in range(start + last - 1, start, -1):
+        k &= INDEX
+        cell = (cells + int(table[CELL + k])) & INDEX
+        at = (origin + int(table[PLACE + k])) & INDEX
+        total = ((int(scratch[cell + 20]) + int(scratch[cell + 21])) << 1) + int(scratch[cell + 41])
+        total += int(scratch[cell + 40]) + int(scratch[cell + 42])
+        context = pair + int(table[CLASS + k]) + int(table[SUM_BIN + (total & INDEX)])
+        state, x, p = coefficient(context, cell, at, state, scratch, coding, x, words, p, end)
     top, side, bottom, right = rims(origin, count << 2, scratch)
     expected, place = predict(border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side)
-    word = int(table[POSITION + (start & 511)])
-    c = (first_cell + ((word >> 8) & 1023)) & 2047
-    _, x, p = coefficient(word, c, origin, place, pair, state, scratch, coding, x, words, p, end)
+    context = pair + int(table[SUM_BIN + place])
+    _, x, p = coefficient(context, cells & INDEX, origin & INDEX, state, scratch, coding, x, words, p, end)
     dc = expected + ((int(scratch[origin]) + 32) >> 6)  # without the offset
     dc = min(max(dc, -MAX_DC), MAX_DC)
     scratch[origin] = dc * 64
@@ -189,9 +205,8 @@ def activity(last: int, size: int) -> int:
     """0 for DC alone, else the bit length, 1..8, of `last` in a block scaled to 16 x 16."""
     scaled = last * 256 // (size * size)
     bits = 0
-    while scaled:
-        scaled >>= 1
-        bits += 1
+    for i in range(8):  # no loop whose end depends on it: nothing could predict that
+        bits += scaled >> i > 0
     return bits
 
 

@@ -32,10 +32,11 @@ MAX_ROTATIONS = 256
 MAX_OFFSET = 31
 EFFORTS = ("fast", "default", "best")  # how long encoders search
 OFFSETS = {True: (11, -6, -2), False: (0, -2, -1)}  # that encoders take: of the dependent, of the plain quantiser
-POSITION, SUM_BIN, POINTS, SIDES, PAIRS = 0, 512, 640, 704, 1024  # places in Coding.table
+PLACE, CELL, CLASS, SUM_BIN = 0, 512, 1024, 1536  # places in Coding.table
+POINTS, MAGNITUDE, SIDES, PAIRS = 1664, 1728, 1792, 2304
 MAX_PAIRS = 4096
-ENTRIES = 8160  # mask of where a distribution's entries of Coding.alias begin: BUCKETS times its number
 SECOND = 16  # bits from the entry of the first quantiser to that of the second in a pair; and the state's bit for it
+THEIRS, OWN, OFFSET = 8, 26, 51  # places in a word of `alias`
 # A state of the dependent quantiser is held times 8: STATE is its mask. The next one from state i // 2 on parity i % 2:
 STATE = 24
 TRANSITIONS = sum(8 * n << 8 * (i // 2) + 2 * (i % 2) for i, n in enumerate((0, 2, 2, 0, 1, 3, 3, 1)))
@@ -93,8 +94,10 @@ class Tables:
         count = 2 * order.pairs
         table = np.zeros(PAIRS + MAX_PAIRS, np.int32)
         dependent = int(self.dependent)
+        place, cell, position = order.position
         parts = {
-            POSITION: order.position, SUM_BIN: order.sum_bin, POINTS: points(self.offset, dependent),
+            PLACE: place, CELL: cell, CLASS: position, SUM_BIN: order.sum_bin,
+            POINTS: points(self.offset, dependent), MAGNITUDE: MAGNITUDES,
             SIDES: BUCKETS * (self.context[count:].astype(np.int32) + len(self.coefficient)),
             PAIRS: BUCKETS * (self.context[:count:2] | self.context[1:count:2].astype(np.int32) << SECOND),
         }  # fmt: skip
@@ -110,11 +113,12 @@ class Coding(NamedTuple):
     """The tables as the decoder uses them; their sizes bound every index that a payload can make.
 
     table        int32 (PAIRS + MAX_PAIRS,), at these places:
-                 POSITION, SUM_BIN  see contexts.Contexts
-                 POINTS (64,)       by symbol and quantiser: reconstruction point in 64ths of a step, times 16, and the
-                                    magnitude, at most 15
-                 SIDES              where the distribution of each side context begins in `alias`
-                 PAIRS              the same of a pair of contexts: for quantiser 0, and for quantiser 1 in bits 16..28
+                 PLACE, CELL, CLASS   the three rows of contexts.Contexts.position
+                 SUM_BIN              see contexts.Contexts
+                 POINTS (64,)         by symbol and quantiser: reconstruction point in 64ths of a step
+                 MAGNITUDE (32,)      by symbol
+                 SIDES                where the distribution of each side context begins in `alias`
+                 PAIRS                the same of a pair of contexts, for the second quantiser from bit SECOND on
     alias        int64 (32 x MAX_TABLES,), see `alias`
     dependent    1 or 0
     transitions  next states, TRANSITIONS; 0 without the dependent quantiser
@@ -136,8 +140,11 @@ def points(offset: Array, dependent: int) -> Array:
         for quantiser in (0, 1) if dependent else (0,):
             r = (m << dependent) - quantiser
             point = 64 * r + int(offset[min(r, 3) - 1])
-            values[2 * s + quantiser] = (-point if s > LARGEST else point) * 16 + min(m, 15) if m else 0
+            values[2 * s + quantiser] = (-point if s > LARGEST else point) if m else 0
     return values
+
+
+MAGNITUDES = np.array([*range(LARGEST + 1), 0, *range(1, LARGEST + 1)], np.int32)  # by symbol
 
 
 def alphabet(frequency: Array, signed: bool) -> Array:
@@ -185,13 +192,13 @@ def alias_parts(frequency: Array) -> tuple[list[int], list[int], list[int]]:
 
 
 def alias(frequency: Array) -> Array:
-    """int64 (32,), a word a bucket: cut in bits 0..7, then of the other symbol its frequency (bits 8..20), its offset
-    + 128 (21..33) and its number (34..38), then the frequency of the bucket's own symbol (39..51)."""
+    """int64 (32,), a word a bucket: cut in bits 0..7, frequency (13 bits) and number (5) of the other symbol and of the
+    bucket's own one, and the offset, which is signed."""
     cut, other, offset = alias_parts(frequency)
     words = np.zeros(BUCKETS, np.int64)
     for i in range(BUCKETS):
-        theirs = int(frequency[other[i]]) << 8 | offset[i] + 128 << 21 | other[i] << 34
-        words[i] = cut[i] | theirs | int(frequency[i]) << 39
+        theirs, own = int(frequency[other[i]]) | other[i] << 13, int(frequency[i]) | i << 13
+        words[i] = cut[i] | theirs << THEIRS | own << OWN | offset[i] << OFFSET
     return words
 
 
