@@ -103,34 +103,50 @@ def blocks(unit, planes, pattern, lasts, work):
             block(size, lasts[(y << 2) + x], work, (y << 6) + (x << 2))
 
 
-@inline
-def place(work, a, b, c, line, out, at, width, rows, columns):
-    """Put `rows` x `columns` pixels of a unit in place, for one colour: the planes times a, b, c.
+def _place(unit: int) -> Callable[..., None]:
+    @inline
+    def place(work, a, b, c, line, out, at, width, rows, columns):
+        """Put `rows` x `columns` pixels of a unit in place, for one colour: the planes times a, b, c.
 
-    line  uint8 (16,): takes the pixels of a row that is not written as a whole, which may end outside the image
-    """
-    a16, b16, c16, half = splat(a, 16), splat(b, 16), splat(c, 16), splat(np.float32(128.5), 16)
-    for y in range(rows):
-        value = fma(a16, load(work, y * 16, 16), half)
-        value = fma(b16, load(work, 256 + y * 16, 16), value)
-        value = fma(c16, load(work, 512 + y * 16, 16), value)
-        to = at + y * width
-        if columns == 16:
-            store_bytes(out, to, value)
-        else:
-            store_bytes(line, 0, value)
-            for x in range(columns):
-                out[to + x] = line[x]
+        line  uint8 (16,): takes the pixels of a row that is not written as a whole, as it ends outside the image
+        """
+        by_a, by_b, by_c, half = splat(a, unit), splat(b, unit), splat(c, unit), splat(np.float32(128.5), unit)
+        for y in range(rows):
+            value = fma(by_a, load(work, y * 16, unit), half)
+            value = fma(by_b, load(work, 256 + y * 16, unit), value)
+            value = fma(by_c, load(work, 512 + y * 16, unit), value)
+            to = at + y * width
+            if columns == unit:
+                store_bytes(out, to, value)
+            else:
+                store_bytes(line, 0, value)
+                for x in range(columns):
+                    out[to + x] = line[x]
+
+    @inline
+    def place_unit(work, rotation, planes, line, out, start, r, c, height, width):
+        """The function `place_unit` for units of this size."""
+        to = start + r * unit * width + c * unit
+        tall, wide = min(unit, height - r * unit), min(unit, width - c * unit)
+        for k in range(planes):
+            at = to + k * height * width
+            place(work, rotation[k], rotation[3 + k], rotation[6 + k], line, out, at, width, tall, wide)
+
+    return place_unit  # type: ignore[no-any-return]
+
+
+place4, place8, place16 = (_place(unit) for unit in UNITS)
 
 
 @inline
 def place_unit(work, rotation, planes, line, out, start, r, c, unit, height, width):
     """Put the pixels of the unit in row r, column c, all colours, to the image that starts at `start` of `out`."""
-    to = start + r * unit * width + c * unit
-    tall, wide = min(unit, height - r * unit), min(unit, width - c * unit)
-    for k in range(planes):
-        at = to + k * height * width
-        place(work, rotation[k], rotation[3 + k], rotation[6 + k], line, out, at, width, tall, wide)
+    if unit == 16:
+        place16(work, rotation, planes, line, out, start, r, c, height, width)
+    elif unit == 8:
+        place8(work, rotation, planes, line, out, start, r, c, height, width)
+    else:
+        place4(work, rotation, planes, line, out, start, r, c, height, width)
 
 
 @inline
