@@ -12,7 +12,7 @@ import struct
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -275,41 +275,35 @@ class Reader(Samples):
         Of records, the bytes of the frame in which each is.
         """
         self._check_open()
-        group, frame = self.header.checksum_group, self.header.frame
-        wanted = [int(index) for index in indices]
-        first: dict[int, int] = {}  # of each group the sample that needs it first
-        for index in wanted:
-            first.setdefault(index // frame // group, index)
-        blocks = dict(zip(first, self._read_groups(first), strict=True))
-        frames = wanted if frame == 1 else [index // frame for index in wanted]
-        starts, ends = self.offsets[frames].tolist(), self.offsets[1:][frames].tolist()
-        result = []
-        for number, start, end in zip(frames, starts, ends, strict=True):
-            place, data = blocks[number // group]
-            result.append(data[start - place : end - place])
-        return result
+        wanted = np.asarray(indices, np.int64)
+        frames = wanted // self.header.frame
+        groups, first, which = np.unique(frames // self.header.checksum_group, return_index=True, return_inverse=True)
+        blocks = self._read_groups(groups, wanted[first].tolist())
+        place = self.offsets[groups * self.header.checksum_group][which]
+        starts, ends = (self.offsets[frames] - place).tolist(), (self.offsets[frames + 1] - place).tolist()
+        return [blocks[n][start:end] for n, start, end in zip(which.tolist(), starts, ends, strict=True)]
 
-    def _read_groups(self, first: Mapping[int, int]) -> Iterator[tuple[int, bytes]]:
-        """Place in the payload and bytes, after their checksum, of groups; an error names the sample of the group."""
-        groups, group = np.array(list(first), np.int64), self.header.checksum_group
+    def _read_groups(self, groups: Array, samples: list[int]) -> list[bytes]:
+        """The bytes of groups, after their checksums; an error names the sample of the group."""
+        group, blocks = self.header.checksum_group, list[bytes]()
         starts = self.offsets[groups * group]
-        sizes = (self.offsets[np.minimum((groups + 1) * group, self.header.frames)] - starts).tolist()
-        places = list(zip((starts + self._payload.start).tolist(), sizes, strict=True))
-        found = self._storage.read_many(places)
-        sums = self.columns["checksum"][groups].tolist()
-        for index, start, (place, size), expected in zip(first.values(), starts.tolist(), places, sums, strict=True):
-            try:
-                data = next(found)
-                if zlib.crc32(data) != expected:
-                    data = self._again(place, size, expected)
-            except (TruncatedError, ChecksumError) as error:
-                where = f"payload bytes {start} to {start + size - 1}"
-                raise self.error(index, f"{where}: {error}", type(error)) from None
-            yield start, data
+        sizes = self.offsets[np.minimum((groups + 1) * group, self.header.frames)] - starts
+        ranges = np.stack([starts + self._payload.start, sizes], 1)
+        try:
+            for data, expected in zip(
+                self._storage.read_many(ranges), self.columns["checksum"][groups].tolist(), strict=True
+            ):
+                whole = zlib.crc32(data) == expected
+                blocks.append(data if whole else self._again(ranges[len(blocks)], expected))
+        except (TruncatedError, ChecksumError) as error:
+            start, size = int(starts[len(blocks)]), int(sizes[len(blocks)])
+            reason = f"payload bytes {start} to {start + size - 1}: {error}"
+            raise self.error(samples[len(blocks)], reason, type(error)) from None
+        return blocks
 
-    def _again(self, start: int, size: int, expected: int) -> bytes:
-        """Bytes of the file that did not have their checksum."""
-        data = self._storage.read_again(start, size)
+    def _again(self, place: Array, expected: int) -> bytes:
+        """Bytes of the file that did not have their checksum; place: first one and number."""
+        data = self._storage.read_again(*place.tolist())
         found = zlib.crc32(data)
         if found != expected:
             raise ChecksumError(f"checksum {found:#010x}, expected {expected:#010x}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dqcodec.container.cache import Cache
-from dqcodec.container.storage import Range, Storage
+from dqcodec.container.storage import Array, Range, Storage
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.parallel import stopped
 
@@ -57,7 +57,10 @@ class Remote(Storage):
             )
         self._cache = None if cache is None else Cache(cache, url, self.size, self._version)
 
-    def read_many(self, ranges: Sequence[Range]) -> Iterator[bytes]:
+    def read_many(self, ranges: Array) -> Iterator[bytes]:
+        return self._read_many(list(map(tuple, ranges.tolist())))
+
+    def _read_many(self, ranges: Sequence[Range]) -> Iterator[bytes]:
         known = [self._known(start, size) for start, size in ranges]
         missing = [wanted for wanted, data in zip(ranges, known, strict=True) if data is None]
         fetched = self._load(missing, ranges) if missing else []

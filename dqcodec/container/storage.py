@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dqcodec.errors import FormatError, OptionError, TruncatedError
 from dqcodec.parallel import beside_others
 
+Array = npt.NDArray[Any]
 Range = tuple[int, int]  # first byte, number of bytes
 FEW, MANY, MUCH = 16, 256, 1 << 24  # ranges, and bytes of them together, that a local file is asked for at once
 COMPILED = find_spec("numba") is not None
@@ -31,12 +33,12 @@ class Storage:
 
     size: int
 
-    def read_many(self, ranges: Sequence[Range]) -> Iterator[bytes]:
-        """The bytes of each range, in order; an error comes at the range that it concerns."""
+    def read_many(self, ranges: Array) -> Iterator[bytes]:
+        """The bytes of each range, int64 (n, 2), in order; an error comes at the range that it concerns."""
         raise NotImplementedError
 
     def read(self, start: int, size: int) -> bytes:
-        return next(self.read_many([(start, size)]))
+        return next(self.read_many(np.array([(start, size)])))
 
     def read_again(self, start: int, size: int) -> bytes:
         """For bytes that were found damaged: from where the file lies, not from a copy."""
@@ -62,12 +64,12 @@ class Local(Storage):
         self._file = os.open(path, os.O_RDONLY)
         self.size = os.fstat(self._file).st_size
 
-    def read_many(self, ranges: Sequence[Range]) -> Iterator[bytes]:
+    def read_many(self, ranges: Array) -> Iterator[bytes]:
         for first in range(0, len(ranges), MANY):
             some = ranges[first : first + MANY]
             found = _at_once(self._file, some)
             yield from found
-            yield from (pread(self._file, size, start) for start, size in some[len(found) :])
+            yield from (pread(self._file, size, start) for start, size in some[len(found) :].tolist())
 
     def read(self, start: int, size: int) -> bytes:
         return pread(self._file, size, start)
@@ -126,21 +128,21 @@ def connect(path: str | Path, cache: str | Path | None = None) -> Storage:
     return Local(where)
 
 
-def _at_once(file: int, ranges: Sequence[Range]) -> list[bytes]:
+def _at_once(file: int, ranges: Array) -> list[bytes]:
     """The bytes of the ranges before the first that cannot be read whole; none where it would not pay.
 
     In a process that was forked to read only, numba may be locked for ever.
     """
     if len(ranges) < FEW or not COMPILED or not beside_others():
         return []
-    places = np.array(ranges, np.int64)
-    ends = np.cumsum(places[:, 1])
+    starts, sizes = np.ascontiguousarray(ranges.T)
+    ends = np.cumsum(sizes)
     if ends[-1] > MUCH:
         return []
     from dqcodec.container.gather import gather
 
     out = np.empty(ends[-1], np.uint8)
-    count = gather(file, places[:, 0], places[:, 1], out)
+    count = gather(file, starts, sizes, out)
     data = out.tobytes()
     return [data[start:end] for start, end in pairwise([0, *ends[:count].tolist()])]
 

@@ -41,7 +41,7 @@ def test_ranges_of_a_local_file(compiled, ranges, size, tmp_path, monkeypatch):
     content = np.random.default_rng(0).bytes(size)
     (tmp_path / "file").write_bytes(content)
     local = storage.Local(tmp_path / "file")
-    found = local.read_many(ranges)
+    found = local.read_many(np.array(ranges, np.int64).reshape(-1, 2))
     for start, count in ranges:
         if start + count > size and count:
             with pytest.raises(TruncatedError, match=r"the file ends at byte \d+, \d+ bytes too early"):
@@ -59,12 +59,13 @@ def test_a_file_that_is_cut_while_its_samples_are_read(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(bytes(range(250)) * 40)
     local = storage.Local(path)
-    found = local.read_many([(start, 100) for start in range(0, 10_000, 100)])
+    places = np.array([(start, 100) for start in range(0, 10_000, 100)])
+    found = local.read_many(places)
     assert next(found) == path.read_bytes()[:100]
     os.truncate(path, 9_950)
-    assert len(list(local.read_many([(start, 100) for start in range(0, 9_900, 100)]))) == 99
+    assert len(list(local.read_many(places[:99]))) == 99
     with pytest.raises(TruncatedError, match="the file ends at byte 9950, 50 bytes too early"):
-        list(local.read_many([(start, 100) for start in range(0, 10_000, 100)]))
+        list(local.read_many(places))
     local.close()
 
 
