@@ -37,7 +37,7 @@ from dqcodec.container.writer import Writer
 from dqcodec.sources.folder import scan
 from dqcodec.sources.images import read
 
-ROUNDS = 3
+ROUNDS = 5
 MILLION = 1_000_000
 CLASSES = 10
 START = """
@@ -111,14 +111,16 @@ def timed(epoch: Callable[[], Iterator[Batch]], count: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def steady(epoch: Callable[[], Iterator[Batch]], count: int) -> float:
-    """The same from the first batch on: without opening and starting workers."""
-    batches = epoch()
-    next(batches)
-    started, seen = time.perf_counter(), 0
-    for images, _ in batches:
-        seen += len(images)
-    return seen / (time.perf_counter() - started)
+def steady(epoch: Callable[[], Iterator[Batch]]) -> float:
+    """The same from the first batch on, without opening and starting workers, over epochs of a second or more."""
+    seen, took = 0, 0.0
+    while took < 1:
+        batches = epoch()
+        next(batches)
+        started = time.perf_counter()
+        seen += sum(len(images) for images, _ in batches)
+        took += time.perf_counter() - started
+    return seen / took
 
 
 def start(path: Path, place: Path) -> dict[str, float]:
@@ -189,7 +191,7 @@ def main() -> None:
         figures[what] = {"bytes": stored, "first epoch": round(timed(epoch, len(images)), 1), "warm": []}
     for _ in range(ROUNDS):
         for what, (_, epoch) in epochs.items():
-            figures[what]["warm"].append(round(steady(epoch, len(images)), 1))
+            figures[what]["warm"].append(round(steady(epoch), 1))
             print(what, figures[what], file=sys.stderr)
     for figure in figures.values():
         figure["median"] = statistics.median(figure["warm"])
