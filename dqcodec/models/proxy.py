@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dqcodec.run import Progress
 
@@ -131,10 +132,23 @@ def train(
 
 
 def restore(weights: dict[str, Array], device: torch.device) -> Proxy:
-    """The proxy from its weights, for inference."""
+    """The proxy from its weights, for inference: its normalisations are parts of the convolutions before them."""
     model = Proxy(*weights["shape"].tolist())
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items() if name != "shape"})
-    return model.to(device).to(memory_format=torch.channels_last).eval()
+    model.eval()
+    _fuse(model.stem, "0", "1")
+    for block in model.blocks:
+        _fuse(block, "conv1", "norm1")
+        _fuse(block, "conv2", "norm2")
+        if isinstance(block.shortcut, nn.Sequential):
+            _fuse(block.shortcut, "0", "1")
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+def _fuse(module: nn.Module, convolution: str, norm: str) -> None:
+    """Make one of two parts of a module that follow each other."""
+    setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+    setattr(module, norm, nn.Identity())
 
 
 def _batches(n: int, batch: int, steps: int, rng: np.random.Generator) -> Iterator[Array]:
