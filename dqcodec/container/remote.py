@@ -58,14 +58,12 @@ class Remote(Storage):
         self._cache = None if cache is None else Cache(cache, url, self.size, self._version)
 
     def read_many(self, ranges: Array) -> Iterator[bytes]:
-        return self._read_many(list(map(tuple, ranges.tolist())))
-
-    def _read_many(self, ranges: Sequence[Range]) -> Iterator[bytes]:
-        known = [self._known(start, size) for start, size in ranges]
-        missing = [wanted for wanted, data in zip(ranges, known, strict=True) if data is None]
-        fetched = self._load(missing, ranges) if missing else []
-        self._end = max((start + size for start, size in ranges), default=-1)
-        for (start, size), data in zip(ranges, known, strict=True):
+        wanted: list[Range] = [(start, size) for start, size in ranges.tolist()]
+        known = [self._known(start, size) for start, size in wanted]
+        missing = [each for each, data in zip(wanted, known, strict=True) if data is None]
+        fetched = self._load(missing, wanted) if missing else []
+        self._end = max((start + size for start, size in wanted), default=-1)
+        for (start, size), data in zip(wanted, known, strict=True):
             found = _cut(fetched, start, size) if data is None else data
             assert found is not None  # _load fetches all that is missing
             yield found
