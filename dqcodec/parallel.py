@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import thread as pools
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,9 +28,12 @@ def beside_others() -> bool:
 
 
 def stopped() -> bool:
-    """Whether this thread works for an `ordered_map` that has ended, so that nobody waits for its result."""
+    """Whether this thread works for an `ordered_map` that has ended, so that nobody waits for its result.
+
+    Or for one in an interpreter that ends: before anything else it waits for the threads of pools, having set a flag.
+    """
     ended: threading.Event | None = getattr(_thread, "ended", None)
-    return ended is not None and ended.is_set()
+    return ended is not None and (ended.is_set() or getattr(pools, "_shutdown", False))
 
 
 def ordered_map(

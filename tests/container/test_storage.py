@@ -225,6 +225,28 @@ def test_ctrl_c_while_the_server_says_nothing(server, noisy):
     assert (error, process.returncode) == ("", 0)
 
 
+ENDING = """
+import sys, dqcodec
+loader = dqcodec.DQZLoader(sys.argv[1], 8, shuffle=False, workers=4, device="cpu")
+print("open", flush=True)
+sys.stdin.readline()
+batches = iter(loader)
+next(batches)
+"""
+
+
+def test_a_script_that_ends_while_the_server_says_nothing(server, noisy):
+    """Its iterator lives as long as the interpreter, which waits for threads first."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", ENDING, server.serve(noisy)], text=True, **pipes)
+    assert process.stdout.readline() == "open\n"
+    with dqcodec.open(noisy) as file:
+        server.silent_from = int(file.reader.offsets[8])
+    assert process.communicate("\n", timeout=60) == ("", "")
+    assert process.returncode == 0
+    assert first_byte(server.requests[-1][1]) >= server.silent_from
+
+
 def test_the_end_of_a_loop_leaves_no_request(server, noisy, expected, monkeypatch):
     """And the next one finds the server free."""
     monkeypatch.setattr(remote, "_AHEAD", 0)
