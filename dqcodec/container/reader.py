@@ -275,19 +275,20 @@ class Reader(Samples):
         Of records, the bytes of the frame in which each is.
         """
         self._check_open()
-        wanted = np.asarray(indices, np.int64)
+        wanted, group = np.asarray(indices, np.int64), self.header.checksum_group
         frames = wanted // self.header.frame
-        groups, first, which = np.unique(frames // self.header.checksum_group, return_index=True, return_inverse=True)
-        blocks = self._read_groups(groups, wanted[first].tolist())
-        place = self.offsets[groups * self.header.checksum_group][which]
+        groups, first, which = np.unique(frames // group, return_index=True, return_inverse=True)
+        begins = self.offsets[groups * group]
+        blocks = self._read_groups(groups, begins, wanted[first].tolist())
+        place = begins[which]
         starts, ends = (self.offsets[frames] - place).tolist(), (self.offsets[frames + 1] - place).tolist()
         return [blocks[n][start:end] for n, start, end in zip(which.tolist(), starts, ends, strict=True)]
 
-    def _read_groups(self, groups: Array, samples: list[int]) -> list[bytes]:
-        """The bytes of groups, after their checksums; an error names the sample of the group."""
-        group, blocks = self.header.checksum_group, list[bytes]()
-        starts = self.offsets[groups * group]
-        sizes = self.offsets[np.minimum((groups + 1) * group, self.header.frames)] - starts
+    def _read_groups(self, groups: Array, starts: Array, samples: list[int]) -> list[bytes]:
+        """The bytes of groups that begin at `starts`, after their checksums; an error names the sample of the group."""
+        blocks: list[bytes] = []
+        ends = np.minimum((groups + 1) * self.header.checksum_group, self.header.frames)
+        sizes = self.offsets[ends] - starts
         ranges = np.stack([starts + self._payload.start, sizes], 1)
         try:
             for data, expected in zip(

@@ -191,6 +191,11 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def silent_requests(server):
     return sum(first_byte(wanted) >= server.silent_from for _, wanted in server.requests)
 
@@ -751,12 +756,7 @@ def bucket(noisy, tmp_path_factory):
             patch.setenv(name, value)
         process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
         try:
-            until = time.monotonic() + 60
-            while time.monotonic() < until:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
+            wait_for(lambda: listens(port))
             client = boto3.client("s3")
             client.create_bucket(Bucket="sets")
             client.upload_file(str(noisy), "sets", "a/noisy.dqz")

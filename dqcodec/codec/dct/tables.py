@@ -36,6 +36,7 @@ PLACE, CELL, CLASS, SUM_BIN = 0, 512, 1024, 1536  # places in Coding.table
 POINTS, MAGNITUDE, SIDES, PAIRS = 1664, 1728, 1792, 2304
 MAX_PAIRS = 4096
 SECOND = 16  # bits from the entry of the first quantiser to that of the second in a pair; and the state's bit for it
+MAGNITUDES = np.array([*range(LARGEST + 1), 0, *range(1, LARGEST + 1)], np.int32)  # by symbol
 THEIRS, OWN, OFFSET = 8, 26, 51  # places in a word of `alias`
 # A state of the dependent quantiser is held times 8: STATE is its mask. The next one from state i // 2 on parity i % 2:
 STATE = 24
@@ -136,15 +137,12 @@ def points(offset: Array, dependent: int) -> Array:
     """int32 (64,), see Coding. Magnitude m of quantiser q is r = 2m - q (plain: m), its point 64 r + o[min(r, 3)]."""
     values = np.zeros(2 * BUCKETS, np.int32)
     for s in range(ESCAPE):
-        m = s - MINUS if s > LARGEST else s
+        m = int(MAGNITUDES[s])
         for quantiser in (0, 1) if dependent else (0,):
             r = (m << dependent) - quantiser
             point = 64 * r + int(offset[min(r, 3) - 1])
             values[2 * s + quantiser] = (-point if s > LARGEST else point) if m else 0
     return values
-
-
-MAGNITUDES = np.array([*range(LARGEST + 1), 0, *range(1, LARGEST + 1)], np.int32)  # by symbol
 
 
 def alphabet(frequency: Array, signed: bool) -> Array:
