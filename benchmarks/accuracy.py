@@ -63,16 +63,19 @@ Run = dict[str, Any]
 def compared(budgets: list[int]) -> Iterator[Case]:
     """Sets at these budgets, of whose .dqz one thing differs from the first of them; and the encoder's presets."""
     yield Case("full")
+    yield Case("full", soft=True)
     for budget in budgets:
         yield Case("originals", budget)
         for kind in FORMATS:
             for half in (False, True):
                 yield from (Case(kind, budget, share, half) for share in SHARES)
+            yield from (Case(kind, budget, share, soft=True) for share in SHARES)
         for share in SHARES:
             plain = Case("dqz", budget, share)
             yield plain
             if share < 1:
                 yield from (replace(plain, method=method) for method in METHODS[1:])
+            yield replace(plain, soft=True)
             yield replace(plain, bits="auto")
             yield replace(plain, filter=False)
             yield replace(plain, transform="pixel")
@@ -244,14 +247,19 @@ def bytes_for(curve: dict[int, Point], goal: float) -> float | None:
     return float(np.exp(np.interp(goal, heights, sizes)))
 
 
-def verdict(some: list[Point]) -> Run:
-    """What share of the best alternative's bytes a .dqz needs where that loses LOSS against the full set."""
-    full = next((point.top1 for point in some if point.case.kind == "full"), math.nan)
-    ours = best([point for point in some if point.case.kind == "dqz"])
-    others = best([point for point in some if point.case.kind not in ("full", "dqz", "preset")])
+def verdict(some: list[Point], soft: bool, theirs_soft: bool) -> Run:
+    """What share of the best alternative's bytes a .dqz needs where that loses LOSS against the full set.
+
+    soft         whether the .dqz has soft labels; theirs_soft: whether the alternative has the same ones beside it
+    """
+    full = next((point.top1 for point in some if point.case.name == "full"), math.nan)
+    ours = best([point for point in some if point.case.kind == "dqz" and point.case.soft == soft])
+    images = [point for point in some if point.case.kind not in ("full", "dqz", "preset")]
+    others = best([point for point in images if point.case.soft == theirs_soft])
     goal = full - LOSS
     mine, theirs = bytes_for(ours, goal), bytes_for(others, goal)
     return {
+        "soft labels": [soft, theirs_soft],
         "full": full,
         "goal": goal,
         ".dqz": mine,
@@ -282,7 +290,8 @@ def report(name: str) -> None:
         heads = ["set", "images", "bytes a source image", "top-1, %", "seeds"]
         table(heads, [[p.case.name, p.images, f"{p.bytes:.1f}", percent(p), p.seeds] for p in some])
         if any(point.case.budget for point in some):
-            print(f"\n{verdict(some)}")
+            for soft, theirs_soft in ((False, False), (True, False), (True, True)):
+                print(f"\n{verdict(some, soft, theirs_soft)}")
     if any(point.case.budget for point in found):
         plot(found, name)
 
@@ -296,16 +305,19 @@ def plot(found: list[Point], name: str) -> None:
         1, len(recipes), figsize=(6.5 * len(recipes), 5), layout="constrained", sharex=True, squeeze=False
     )
     found = [point for point in found if point.case.kind != "preset"]
-    families = sorted({point.case.family for point in found} - {"full"})
+    families = sorted({point.case.family for point in found if point.case.kind != "full"})
     budgets = sorted({point.case.budget for point in found} - {0})
     for axis, recipe in zip(axes[0], recipes, strict=True):
         some = [point for point in found if point.recipe == recipe]
         for point in some:
             if point.case.kind == "full":
-                axis.axhline(100 * point.top1, color="grey", linestyle="--", label="full set")
+                dashes, soft = ("-.", ", soft labels") if point.case.soft else ("--", "")
+                axis.axhline(100 * point.top1, color="grey", linestyle=dashes, label=f"full set{soft}")
         for n, family in enumerate(families):
             curve = best([point for point in some if point.case.family == family]).values()
-            style = {"color": "black", "linewidth": 2.2} if family == ".dqz" else {"color": f"C{n}", "linewidth": 1.2}
+            style: dict[str, Any] = {"color": f"C{n}", "linewidth": 1.2}
+            if family.startswith(".dqz"):
+                style = {"color": "black" if family == ".dqz" else "crimson", "linewidth": 2.2}
             spread = [0.0 if math.isnan(point.spread) else 100 * point.spread for point in curve]
             x, y = [point.bytes for point in curve], [100 * point.top1 for point in curve]
             axis.errorbar(x, y, spread, marker="o", markersize=3, capsize=2, label=family, **style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from dqcodec.data.dataset import fill_mean
 from dqcodec.models import checkpoints, proxy
 from dqcodec.models.gradcam import patch_scores
 from dqcodec.patches import keep_mask
+from dqcodec.soft import largest, soften, spread
 from dqcodec.sources.folder import scan
 from dqcodec.sources.images import default_patch
 
@@ -54,6 +56,8 @@ class Case:
             .dqz: how dropped patches are brought back, and whether images are filtered
     scores  "masked": by "gradcam" or at "random"
     preset  "preset": a .dqz by these options of the encoder
+    soft    with soft labels: of a proxy that is trained on the whole source, the same for all kinds of sets, as a .dqz
+            stores them; their bytes count
     """
 
     kind: str
@@ -68,11 +72,13 @@ class Case:
     filter: bool = True
     scores: str = "gradcam"
     preset: str = ""
+    soft: bool = False
 
     @property
     def family(self) -> str:
         """What is one line in the plot."""
-        return f".{self.kind}" if self.kind == "dqz" else f"{self.kind}, half side" if self.half else self.kind
+        kind = f".{self.kind}" if self.kind == "dqz" else f"{self.kind}, half side" if self.half else self.kind
+        return kind + (", soft labels" if self.soft else "")
 
     @property
     def file(self) -> str:
@@ -80,12 +86,16 @@ class Case:
         if self.kind == "preset":
             return f"preset {self.preset}"
         drop = f" drop {self.drop:g}" if self.drop else ""
-        return f"dqz {self.budget} {self.share:g} {self.method} {self.transform} {self.bits}{drop}"
+        return f"dqz {self.budget} {self.share:g} {self.method} {self.transform} {self.bits}{drop}{self._soft}"
+
+    @property
+    def _soft(self) -> str:
+        return " soft" if self.soft else ""
 
     @property
     def name(self) -> str:
         if self.kind == "full":
-            return self.kind
+            return self.kind + self._soft
         if self.kind == "originals":
             return f"{self.kind} {self.budget}"
         if self.kind in ("dqz", "preset"):
@@ -94,18 +104,18 @@ class Case:
             return f"{self.kind} {self.share:g} {self.method}"
         if self.kind == "masked":
             return f"{self.kind} {self.drop:g} {self.scores} {self.fill}"
-        return f"{self.kind} {'half ' if self.half else ''}{self.budget} {self.share:g}"
+        return f"{self.kind} {'half ' if self.half else ''}{self.budget} {self.share:g}{self._soft}"
 
     @property
     def uses_seed(self) -> bool:
         """Whether another seed makes another set."""
         chooses = self.kind in ("originals", "preset", "masked") or self.share < 1
-        return chooses or self.drop > 0 or self.bits == "auto"
+        return chooses or self.drop > 0 or self.bits == "auto" or self.soft
 
     @property
     def needs_proxy(self) -> bool:
         """Whether the encoder trains a network, which is kept for the other sets that need it."""
-        if self.kind == "preset":
+        if self.kind == "preset" or self.soft:
             return True
         encodes = self.kind in ("dqz", "selected")
         return encodes and (self.method != "random" or self.drop > 0 or self.bits == "auto")
@@ -113,7 +123,11 @@ class Case:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """uint8 (N, s, s, 3), int64 (N,), and the bytes of all files on disk (of the pixels, where nothing is coded)."""
+    """
+    images  uint8 (N, s, s, 3)
+    labels  int64 (N,), or soft ones, float32 (N, classes)
+    bytes   of all files on disk (of the pixels, where nothing is coded)
+    """
 
     images: Array
     labels: Array
@@ -184,7 +198,8 @@ def make(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
     """Make the set, with what `work` keeps; Unreachable where the budget is too small."""
     budget = case.budget * len(source.images)
     if case.kind == "full":
-        return TrainingSet(source.images, source.labels, int(source.sizes.sum()))
+        labels, extra = with_soft(case, source, np.arange(len(source.images)), seed, work)
+        return TrainingSet(source.images, labels, int(source.sizes.sum()) + extra)
     if case.kind in ("dqz", "preset"):
         return from_dqz(case, source, seed, work)
     if case.kind == "selected":
@@ -196,8 +211,32 @@ def make(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
         kept = order[: int((np.cumsum(source.sizes[order]) <= budget).sum())]
         return TrainingSet(source.images[kept], source.labels[kept], int(source.sizes[kept].sum()))
     kept = order[: round(case.share * len(order))]
-    images, size = as_files(FORMATS[case.kind], source.images[kept], budget, case.half)
-    return TrainingSet(images, source.labels[kept], size)
+    labels, extra = with_soft(case, source, kept, seed, work)
+    images, size = as_files(FORMATS[case.kind], source.images[kept], budget - extra, case.half)
+    return TrainingSet(images, labels, size + extra)
+
+
+def soft_file(source: Source, seed: int, work: Path) -> Path:
+    """Where the soft labels of all images of the source are, float32 (N, classes), made where they are not there."""
+    path = work / f"soft seed {seed}.npy"
+    if not path.exists():
+        classes = int(source.labels.max()) + 1
+        model = proxy.restore(proxy.train(source.images, source.labels, classes, CPU, seed), CPU)
+        found = [soften(proxy.logits(model, images), labels) for images, labels in batches(source)]
+        with open(path.with_suffix(".part"), "wb") as file:
+            np.save(file, np.concatenate(found).astype(np.float32))
+        path.with_suffix(".part").rename(path)
+    return path
+
+
+def with_soft(case: Case, source: Source, kept: Array, seed: int, work: Path) -> tuple[Array, int]:
+    """The labels of these images, or soft ones as a .dqz gives them back, and the bytes that these take there."""
+    if not case.soft:
+        return source.labels[kept], 0
+    shares = np.load(soft_file(source, seed, work))[kept]
+    columns = [column.astype(np.uint8) for column in largest(shares)]
+    size = sum(len(gzip.compress(column.tobytes(), 9)) for column in columns)
+    return spread(columns[0], columns[1], shares.shape[1]), size
 
 
 def resized(image: Array, side: int) -> Array:
@@ -248,13 +287,14 @@ def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
             options = dqcodec.EncodeOptions(
                 keep=case.share, drop=case.drop, transform=case.transform, bits=case.bits, method=case.method,
                 target_size=case.budget * len(source.images), seed=seed,
+                soft_labels=str(soft_file(source, seed, work)) if case.soft else None,
             )  # fmt: skip
         encode(source, path, options, work / "stages" if case.needs_proxy else None)
-    dataset = dqcodec.DQZDataset(path, fill=case.fill, filter=case.filter)
+    dataset = dqcodec.DQZDataset(path, fill=case.fill, filter=case.filter, soft_labels=case.soft)
     starts = range(0, len(dataset), BATCH)
     batches = [dataset.images(range(start, min(start + BATCH, len(dataset)))) for start in starts]
     images = torch.cat(batches).permute(0, 2, 3, 1).contiguous().numpy()
-    return TrainingSet(images, dataset.targets, path.stat().st_size)
+    return TrainingSet(images, dataset.targets_of(list(range(len(dataset)))).numpy(), path.stat().st_size)
 
 
 def encode(source: Source, path: Path, options: dqcodec.EncodeOptions, work: Path | None) -> dqcodec.EncodeResult:

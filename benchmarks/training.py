@@ -114,7 +114,9 @@ def accuracy(model: nn.Module, images: Array, labels: Array, device: torch.devic
 def train(images: Array, labels: Array, test: tuple[Array, Array], recipe: Recipe, seed: int) -> tuple[float, float]:
     """Top-1 on the test images, and seconds of training; on a GPU, with bfloat16, where there is one.
 
-    images, labels   uint8 (N, s, s, 3) and int (N,); `test` the same
+    images, labels   uint8 (N, s, s, 3) and int (N,), or soft labels float32 (N, classes); `test` images and integers
+
+    Soft labels take the place of the smoothing that the others get.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, classes = images.shape[1], int(test[1].max()) + 1
@@ -123,7 +125,8 @@ def train(images: Array, labels: Array, test: tuple[Array, Array], recipe: Recip
     optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, nesterov=True, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=recipe.steps, pct_start=WARM)
     generator = torch.Generator().manual_seed(seed)
-    padded, targets = pad(images, device), torch.from_numpy(labels.astype(np.int64)).to(device)
+    padded, targets = pad(images, device), torch.from_numpy(labels).to(device)
+    smoothing = SMOOTHING if targets.ndim == 1 else 0.0
     order = torch.empty(0, dtype=torch.int64)
     start = time.perf_counter()
     model.train()
@@ -133,7 +136,7 @@ def train(images: Array, labels: Array, test: tuple[Array, Array], recipe: Recip
         rows, order = order[: recipe.batch], order[recipe.batch :]
         x = normalise(augmented(padded, rows, size, generator))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = F.cross_entropy(model(x), targets[rows.to(device)], label_smoothing=SMOOTHING)
+            loss = F.cross_entropy(model(x), targets[rows.to(device)], label_smoothing=smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -193,6 +193,15 @@ def encode(
             "[b]hf:OWNER/NAME[/b] (facebook/vit-mae-large) or [b]file:PATH[/b], which the file names by its hash."
         ),
     ] = DEFAULTS.mae,
+    soft_labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Also store what a classifier says of each image, in some 2 bytes, for "
+            "[b]DQZDataset(..., soft_labels=True)[/b]: [b]proxy[/b], a small network that is trained on all images; "
+            "or a [b].npy[/b] file with a row of probabilities for every file.",
+            show_default="labels only",
+        ),
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option(

@@ -24,11 +24,12 @@ from dqcodec.codec.dct.tables import Tables, default
 from dqcodec.container.closing import Closing
 from dqcodec.container.reader import Reader
 from dqcodec.container.shards import ShardReader, open_reader
-from dqcodec.container.spec import MAE
+from dqcodec.container.spec import MAE, SOFT
 from dqcodec.container.storage import place
 from dqcodec.errors import FormatError, OptionError
 from dqcodec.patches import fill_mean, join, split, to_units
 from dqcodec.smooth import smooth
+from dqcodec.soft import spread
 
 if TYPE_CHECKING:
     from dqcodec.records import RecordFile
@@ -190,6 +191,17 @@ class DQZFile(OpenFile):
             return join(fill_mean(patches, mask), header.grid)
         filled = smooth(patches.astype(np.float32), mask, header.grid)
         return join((filled + 0.5).clip(0, 255).astype(np.uint8), header.grid)
+
+    def soft_labels(self, indices: Sequence[int] | Array) -> Array:
+        """float32 (n, classes): the shares of all classes that a classifier gives these samples, rows of sum 1.
+
+        OptionError where the file has none.
+        """
+        columns = self.reader.columns
+        if SOFT[0] not in columns:
+            raise OptionError(f"soft_labels: {self.path} has none; dqcodec encode --soft-labels proxy makes them")
+        wanted = check_indices(indices, len(self))
+        return spread(columns[SOFT[0]][wanted], columns[SOFT[1]][wanted], len(self.classes))
 
     @property
     def mae(self) -> tuple[str, str] | None:

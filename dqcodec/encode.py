@@ -1,6 +1,7 @@
 """The encoder: an image folder goes in, a .dqz comes out.
 
-    read -> features -> bins -> sampling -> patch scores -> mask -> bits -> quantize -> pack -> fill -> write
+    read -> features -> bins -> sampling -> patch scores -> mask -> soft labels
+         -> bits -> quantize -> pack -> fill -> write
 
 This module is the only place that knows that order. A stage that the options make needless does not run.
 """
@@ -22,6 +23,7 @@ from dqcodec.options import AUTO, EncodeOptions, idle
 from dqcodec.run import Progress, Run
 from dqcodec.selection import Selection
 from dqcodec.sources.folder import Folder, scan
+from dqcodec.stages import soften
 from dqcodec.stages.budget import Ladder, approach, find_keep, find_mean, fit, wanted_bytes
 from dqcodec.stages.choose import choose, extract, keep_patches, make_bins, score_bins, train_proxy
 from dqcodec.stages.code import Samples, make_packer, quick_packer
@@ -103,6 +105,8 @@ def encode(
         raise OutputError(f"{work} is both the output and the work folder; choose two names", path=work)
     if options.keep != 1 and options.method != "random":  # what is wrong with them should be known now
         features.check_source(options.features, folder.names)
+    if options.soft_labels is not None:
+        soften.check_source(options.soft_labels, folder.names, len(folder.classes))
 
     make = Writer if options.shard_size is None else ShardWriter
     with make(output, overwrite) as writer, Work(work, Path(output).parent) as saved:
@@ -134,14 +138,16 @@ def encode(
         if proxy is not None and images.drops:
             with run.stage("patch scores"):
                 masks = keep_patches(images, proxy, kept, run)
+        with run.stage("soft labels"):
+            soft_labels = soften.soft_labels(images, proxy, kept, run)
         if budget is not None and images.bits.mean is None:
             with run.stage("budget"):
-                draft = Draft(images, kept, masks, selection, quick_packer(images), None, mae, run)
+                draft = Draft(images, kept, masks, selection, quick_packer(images), None, mae, soft_labels, run)
                 images = images.having(bits=str(Bits(images.bits.mode, find_mean(draft, budget, writer))))
         with run.stage("bits"):
             widths = set_widths(images, proxy, kept, masks, run)
         packer = make_packer(images, kept, masks, widths.bits, run)
-        draft = Draft(images, kept, masks, selection, packer, widths, mae, run)
+        draft = Draft(images, kept, masks, selection, packer, widths, mae, soft_labels, run)
         ladder, shift = Ladder.of(widths.bits, step(images), images.options.seed), 0.0
         trim = options.keep == AUTO
         if budget is not None:

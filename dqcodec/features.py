@@ -53,18 +53,19 @@ def check_source(features: str, names: Sequence[str]) -> None:
 _OF_FOLDER = "each file in the class folders, in the order of dqcodec.sources.folder.scan(SOURCE).names"
 
 
-def from_npy(path: str, rows: int, each: str = _OF_FOLDER) -> Array:
-    """The rows of a .npy file, memory-mapped; OptionError where it is not `rows` rows of numbers, one for `each`."""
+def from_npy(path: str, rows: int, each: str = _OF_FOLDER, option: str = "features") -> Array:
+    """The rows of a .npy file, memory-mapped; OptionError, of this option, where it is not `rows` rows of numbers, one
+    for `each`."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError, TokenError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a .npy file of numbers"
-        raise OptionError(f"features: {path}: {reason}") from None
+        raise OptionError(f"{option}: {path}: {reason}") from None
     if not isinstance(array, np.ndarray):
-        raise OptionError(f"features: {path} is an archive; expected one array")
+        raise OptionError(f"{option}: {path} is an archive; expected one array")
     if array.ndim != 2 or len(array) != rows or array.dtype.kind not in "fiu":
         raise OptionError(
-            f"features: {path} holds {array.dtype} {array.shape}; expected {rows} rows of numbers, one for {each}"
+            f"{option}: {path} holds {array.dtype} {array.shape}; expected {rows} rows of numbers, one for {each}"
         )
     return np.asarray(array)
 

@@ -80,6 +80,10 @@ class EncodeOptions:
     mae       the masked autoencoder that brings dropped patches back: "small" (of this package), "train" (that one,
               trained further on the set; its weights are stored in the file), "hf:OWNER/NAME" or "file:PATH" (the file
               names it by its hash)
+    soft_labels
+              "proxy": the file also holds what a classifier that is trained on all images says of each, for
+              DQZDataset(..., soft_labels=True); "FILE.npy": what another one says, a row of probabilities for every
+              file; None: labels only
     seed      of every random choice
     """
 
@@ -100,6 +104,7 @@ class EncodeOptions:
     normalize: bool = False
     bin_sizes: str = "equal"
     mae: str = "small"
+    soft_labels: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -151,6 +156,8 @@ class EncodeOptions:
         features.check(self.features)
         if not isinstance(self.mae, str) or not re.fullmatch(r"small|train|(hf|file):.+", self.mae, re.S):
             raise OptionError(f"mae: {self.mae!r}; allowed: small, train, hf:OWNER/NAME, file:PATH")
+        if self.soft_labels is not None and not re.fullmatch(r"proxy|.+\.npy", str(self.soft_labels), re.S):
+            raise OptionError(f"soft_labels: {self.soft_labels!r}; allowed: proxy, FILE.npy")
 
 
 # By name. The papers' ones keep pixels: DQ drops patches and does not quantize, ADQ gives samples their own widths.

@@ -41,7 +41,8 @@ DATE = r"\d{4}-\d\d-\d\d"
 TIME = r"T\d\d:\d\d:\d\d(\.\d{1,6})?([+-]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?"
 EMPTY = bytes.fromhex("28b52ffd2000010000")  # a Zstandard frame of no bytes
 MAGIC = zstandard.FRAME_HEADER  # R-38: left out of the frames of records
-IMAGES_ONLY = ("bits", "scale", "mask", "distance", "colour", "mae/weights")  # R-36: and tables/...
+SOFT = ("soft/class", "soft/share")
+IMAGES_ONLY = ("bits", "scale", "mask", "distance", "colour", "mae/weights", *SOFT)  # R-36: and tables/...
 NEXT_STATE = ((0, 2, 1, 3), (2, 0, 3, 1))  # R-31, of even and odd magnitudes
 Members = dict[str, tuple[int, memoryview]]  # name: CRC-32 and data
 
@@ -246,6 +247,8 @@ def read_columns(members: Members, dqz: dict, frames: int, patches: int) -> dict
         "bins/rs": ((None,), "float32", -FLOAT, FLOAT),
         "bins/ds": ((None,), "float32", -FLOAT, FLOAT),
         "bins/is": ((None,), "float32", -FLOAT, FLOAT),
+        "soft/class": ((count, None), any_kind, 0, classes - 1),
+        "soft/share": ((count, None), "uint8", 0, 64),
         "colour": ((count,), "uint8", 0, 255),
         "tables/context": ((None,), "uint8", 0, 255),
         "tables/coefficient": ((None, 16), "uint16", 1, 4096),
@@ -260,6 +263,9 @@ def read_columns(members: Members, dqz: dict, frames: int, patches: int) -> dict
     if not there.isdisjoint(BINS):
         there |= set(BINS)
         no_attributes(members, "bins")
+    if not there.isdisjoint(SOFT):
+        there |= set(SOFT)
+        no_attributes(members, "soft")
     scores = there & set(SCORES)
     require(not scores or (len(scores) == 3 and "bin" in there), "bins/rs, bins/ds, bins/is: not together")
     if text:  # R-36
@@ -299,6 +305,21 @@ def read_columns(members: Members, dqz: dict, frames: int, patches: int) -> dict
         require(bool((found == taken).all()), "bins/taken does not count the samples of the file")
         require(all(columns[name].shape == size.shape[1:] for name in scores), "scores of another number of bins")
     return columns
+
+
+def soft_labels(columns: dict[str, np.ndarray], classes: int) -> dict[str, np.ndarray]:
+    """R-41: `soft`, the shares of all classes for each sample; nothing where the file has none."""
+    if "soft/class" not in columns:
+        return {}
+    stated, shares = (columns[name].astype(np.int64) for name in SOFT)
+    require(stated.shape == shares.shape and stated.shape[1] < classes, "soft/class and soft/share do not fit")
+    soft = []
+    for row, share in zip(stated.tolist(), shares.tolist(), strict=True):
+        require(len(set(row)) == len(row) and sum(share) <= 64, "a class twice, or shares of more than 64")
+        one = np.full(classes, (64 - sum(share)) / (64 * (classes - len(row))))
+        one[row] = np.array(share) / 64
+        soft.append(one)
+    return {"soft": np.array(soft)}
 
 
 def inflate(data: bytes | memoryview, size: int, wbits: int) -> bytes:
@@ -730,7 +751,7 @@ def read_dictionary(columns: dict[str, np.ndarray]) -> zstandard.ZstdCompression
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Everything in the file: `root`, `columns`, and `records` or `images` (dropped patches 0) and `mask`."""
+    """Everything in the file: `root`, `columns`, and `records` or `images` (dropped patches 0), `mask` and `soft`."""
     with refusing(path):
         members = open_archive(path)
         dqz = read_root(members)
@@ -754,6 +775,7 @@ def read(path: str | Path) -> dict[str, Any]:
             require(found == checksum, f"frames {first} to {last - 1}: wrong checksum")
         data = [payload[begin:end] for begin, end in itertools.pairwise(ends)]
         content = read_records(data, dqz, columns) if text else read_images(data, dqz, columns, patches)
+        content |= soft_labels(columns, len(dqz["classes"]))
         return {**content, "root": dqz, "columns": columns}
 
 

@@ -29,6 +29,7 @@ def test_they_are_all_there_and_unchanged():
         "pixel-rgb",
         "pixel-grey",
         "pixel-large",
+        "pixel-soft",
         "dct-rgb",
         "dct-dropped",
         "dct-grey",
@@ -67,6 +68,19 @@ def test_the_reader_from_the_spec_decodes_them(folder):
     assert_alike(found["images"], expected["images"], folder)
     assert_same(found["mask"], expected["mask"])
     assert spec_reader.fingerprint(folder / "file.dqz") == found["root"]["fingerprint"]
+
+
+@pytest.mark.spec("R-41")
+def test_soft_labels_are_distributions_over_all_classes():
+    path = GOLDEN / "pixel-soft"
+    rows = [[0, 1, 0, 0], [0, 40 / 64, 24 / 64, 0], [5 / 64, 21 / 64, 5 / 64, 33 / 64], [0, 0, 0.5, 0.5]]
+    rows += [[1 / 128, 63 / 64, 1 / 128, 0], [1 / 64, 31 / 64, 1 / 64, 31 / 64]]
+    expected = np.array(rows, np.float32)
+    with dqcodec.open(path / "file.dqz") as file:
+        assert_same(file.soft_labels(range(6)), expected)
+        assert_same(file.soft_labels([-1, 2]), expected[[5, 2]])
+    assert_same(spec_reader.read(path / "file.dqz")["soft"].astype(np.float32), expected)
+    assert_same(np.load(path / "expected.npz")["soft"], expected)
 
 
 @pytest.mark.spec("R-36", "R-37", "R-38", "R-39")
@@ -108,7 +122,7 @@ def everything(path):
         return file.images(range(len(file))) if isinstance(file, dqcodec.DQZFile) else list(file)
 
 
-@pytest.mark.parametrize("name", ["pixel-grey", "text"])
+@pytest.mark.parametrize("name", ["pixel-grey", "pixel-soft", "text"])
 def test_both_readers_refuse_the_same_damage(tmp_path, name):
     """One flipped bit in every 13th byte: what one refuses to open, the other does too."""
     data = (GOLDEN / name / "file.dqz").read_bytes()

@@ -3,7 +3,8 @@
     python tools/make_golden.py          writes what is missing; refuses to change what is there
 
 A golden file stays for ever: a new feature gets a new folder. Every folder holds file.dqz. Beside images is
-expected.npz with `images` (uint8 (N, C, H, W), dropped patches 0) and `mask` (bool (N, P)); beside records
+expected.npz with `images` (uint8 (N, C, H, W), dropped patches 0), `mask` (bool (N, P)), and `soft` (float32 (N,
+classes)) where there are soft labels; beside records
 expected.txt, which has them as Python's `ascii` writes them, one a line. SHA256SUMS covers all of them.
 """
 
@@ -28,7 +29,7 @@ from dqcodec.codec.dct.coder import Format
 from dqcodec.codec.dct.filter import FILTER, NONE, weights
 from dqcodec.codec.dct.pack import Encoder, dependent
 from dqcodec.codec.dct.tables import OFFSETS, built_in
-from dqcodec.container.spec import DICTIONARY, Array, Header, pack_mask
+from dqcodec.container.spec import DICTIONARY, SOFT, Array, Header, pack_mask
 from dqcodec.container.writer import Writer
 from dqcodec.patches import keep_mask, to_patches, to_units
 from dqcodec.records import RecordFile
@@ -102,6 +103,18 @@ def write(
             )
             columns["bins/size"] = columns["bins/taken"] * 70
         writer.finish(Header(0, height, width, channels, patch, 1, tuple(classes)), columns)
+
+
+def soft(path: Path) -> None:
+    """Six grey images of four classes with soft labels of two: a share of nothing, shares of all, and what is wrong."""
+    levels, scale = quantize.quantize(to_patches(image(0, 8, 8, 1), 4), 4)
+    columns = {name: np.full(6, value) for name, value in (("label", 1), ("bits", 4), ("scale", scale))}
+    columns["soft/class"] = np.array([[1, 0], [1, 2], [3, 1], [0, 1], [1, 3], [2, 0]])
+    columns["soft/share"] = np.array([[64, 0], [40, 24], [33, 21], [0, 0], [63, 0], [1, 1]])
+    with Writer(path) as writer:
+        for _ in range(6):
+            writer.append(pixel.encode(levels, 4))
+        writer.finish(Header(0, 8, 8, 1, 4, 1, ("a", "b", "c", "d")), columns)
 
 
 def dct(path: Path, shape: tuple[int, int, int], patch: int, unit: int, drop: float, effort: str, own: bool) -> None:
@@ -202,7 +215,8 @@ def expect(path: Path) -> None:
             path.with_name("expected.txt").write_text("".join(lines))
         else:
             images = file.images(everything, fill="none")
-            np.savez_compressed(path.with_name("expected.npz"), images=images, mask=file.mask(everything))
+            soft = {"soft": file.soft_labels(everything)} if SOFT[0] in file.reader.columns else {}
+            np.savez_compressed(path.with_name("expected.npz"), images=images, mask=file.mask(everything), **soft)
 
 
 def main() -> None:
@@ -210,6 +224,7 @@ def main() -> None:
         "pixel-rgb": lambda path: write(path, 21, 24, 32, 3, 4, 0.25, ["cat", "größe", "snow dog"]),
         "pixel-grey": lambda path: write(path, 15, 10, 10, 1, 5, 0.0, ["one"]),
         "pixel-large": large,
+        "pixel-soft": soft,
         "dct-rgb": lambda path: dct(path, (40, 56, 3), 8, 16, 0.0, "default", own=True),
         "dct-dropped": lambda path: dct(path, (48, 64, 3), 8, 8, 0.25, "default", own=False),
         "dct-grey": lambda path: dct(path, (24, 36, 1), 12, 4, 0.5, "fast", own=False),

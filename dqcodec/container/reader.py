@@ -135,6 +135,7 @@ class Reader(Samples):
         self._check_scores()
         self._check_transform()
         self._check_mae()
+        self._check_soft()
         if "bin" in columns:
             self._check_group("bins")
             shape = columns["bins/size"].shape
@@ -196,6 +197,26 @@ class Reader(Samples):
             stated = None if self.header.mae is None else self.header.mae["sha256"]
             if found != stated:
                 raise FormatError(f"{spec.MAE}: SHA-256 {found}, zarr.json states {stated}", member=spec.MAE)
+
+    def _check_soft(self) -> None:
+        """Soft labels are shares of different classes, at most SHARES together, and leave a class for the rest."""
+        found = [self.columns[name] for name in spec.SOFT if name in self.columns]
+        if not found:
+            return
+        self._check_group("soft")
+        count = len(self.header.classes)
+        shapes = [column.shape for column in found]
+        if len(found) < 2 or shapes[0] != shapes[1] or shapes[0][0] != len(self) or shapes[0][1] >= count:
+            raise FormatError(
+                f"soft: {' and '.join(map(str, shapes))}; expected two of {len(self)} rows, for under {count} classes",
+                member="soft",
+            )
+        classes, shares = np.sort(found[0], axis=1), found[1].sum(1, dtype=np.int64)
+        twice = (classes[:, 1:] == classes[:, :-1]).any(1)
+        bad = np.flatnonzero((classes[:, -1] >= count) | twice | (shares > spec.SHARES))
+        if bad.size:
+            reason = f"a class twice or above {count - 1}, or shares of more than {spec.SHARES}"
+            raise FormatError(f"soft: sample {bad[0]} has {reason}", member="soft", sample=int(bad[0]))
 
     def _check_group(self, name: str) -> None:
         group = spec.parse_json(self._member(f"{name}/zarr.json", spec.MAX_ARRAY_JSON), f"{name}/zarr.json")

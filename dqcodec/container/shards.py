@@ -195,6 +195,7 @@ def _same_kind(part: Reader, first: Reader) -> bool:
     return (
         a == b
         and part.columns.keys() == first.columns.keys()
+        and all(part.columns[name].shape[1:] == column.shape[1:] for name, column in first.columns.items())
         and all(part.columns[name].tobytes() == first.columns[name].tobytes() for name in shared)
     )
 

@@ -73,6 +73,8 @@ COLUMNS: Mapping[str, Column] = {
     "bins/rs": Column(1, ("float32",)),
     "bins/ds": Column(1, ("float32",)),
     "bins/is": Column(1, ("float32",)),
+    "soft/class": Column(2, ("uint8", "uint16", "uint32"), never=("text",)),
+    "soft/share": Column(2, ("uint8",), never=("text",)),
     "colour": Column(1, ("uint8",)),
     "tables/context": Column(1, ("uint8",)),
     "tables/coefficient": Column(2, ("uint16",)),
@@ -81,13 +83,15 @@ COLUMNS: Mapping[str, Column] = {
     "mae/weights": Column(1, ("uint8",), never=("text",)),
     "text/dictionary": Column(1, ("uint8",), never=IMAGES),
 }
-GROUPS = ("bins", "tables", "mae", "text")  # what comes before the slash of a column
+GROUPS = ("bins", "soft", "tables", "mae", "text")  # what comes before the slash of a column
 DTYPES = ("uint8", "uint16", "uint32", "float32")
 SCORES = ("bins/rs", "bins/ds", "bins/is")
 TABLES = tuple(name for name in COLUMNS if name.startswith("tables/"))
 UNITS = (4, 8, 16)  # pixels a side of a unit of the transform dct
 DICTIONARY = "text/dictionary"  # that all frames of records share
 MAE = "mae/weights"  # of the file's own masked autoencoder, as safetensors
+SOFT = ("soft/class", "soft/share")
+SHARES = 64  # that make up the soft label of a sample
 MAX_OFFSET = 31  # of a reconstruction point, in 64ths of a step
 
 

@@ -86,7 +86,7 @@ class DQZDataset(Dataset[Any]):
     """The samples of a .dqz as (image, target): a uint8 tensor (C, H, W) and an int, before the transforms.
 
     Of a file of text, a sample is the record: a dict with all its fields, before the transform. What concerns images
-    only (fill, mae, filter, target_transform) may not be given then, and `device` means nothing.
+    only (fill, mae, filter, soft_labels, target_transform) may not be given then, and `device` means nothing.
 
         path              the file, or its URL: https://, s3:// and what else fsspec knows
         transform         called with each image; target_transform with each target
@@ -97,6 +97,9 @@ class DQZDataset(Dataset[Any]):
         mae               for fill="mae", another model than the file wants: "hf:OWNER/NAME", "file:PATH", or an MAE
         filter            of images of the transform dct; False: 0.2 to 0.3 dB further from the originals, but networks
                           train from them as well, and decoding takes 0.7 of the time on a CPU
+        soft_labels       targets are what a classifier that saw the whole source says of a sample, float32 (classes,)
+                          of sum 1, as torch's cross_entropy takes them; the file must have them (dqcodec encode
+                          --soft-labels)
         on_error          a damaged sample in a batch: "raise" (FormatError names file and sample), "skip" (the batch
                           is smaller), "warn" (and a warning names it). By itself, `dataset[i]`, it always raises, and
                           so does a batch in which nothing is left
@@ -114,11 +117,12 @@ class DQZDataset(Dataset[Any]):
         self,
         path: str | Path,
         transform: Callable[[Any], Any] | None = None,
-        target_transform: Callable[[int], Any] | None = None,
+        target_transform: Callable[[Any], Any] | None = None,
         device: str | torch.device | None = None,
         fill: str = "mae",
         mae: str | Path | MAE | None = None,
         filter: bool = True,
+        soft_labels: bool = False,
         on_error: str = "raise",
         cache: str | Path | None = None,
     ) -> None:
@@ -130,12 +134,19 @@ class DQZDataset(Dataset[Any]):
         self.transform, self.target_transform = transform, target_transform
         self.device = torch.device(device or "cpu")
         if self.is_text:
-            given = {"target_transform": target_transform, "mae": mae, "fill": None if fill == "mae" else fill}
+            given = {
+                "target_transform": target_transform,
+                "mae": mae,
+                "fill": None if fill == "mae" else fill,
+                "soft_labels": soft_labels or None,
+            }
             wrong = [name for name, value in given.items() if value is not None]
             if wrong:
                 raise OptionError(f"{wrong[0]}: {self.file.path} holds records of text; it is for images")
             self.device = torch.device("cpu")
-        self.fill, self.on_error = fill, on_error
+        self.fill, self.on_error, self.soft_labels = fill, on_error, bool(soft_labels)
+        if self.soft_labels:
+            self._images_of().soft_labels([])  # whether it has them
         self.skipped: set[int] = set()
         self._source = mae
         self._model: MAE | None = None
@@ -296,10 +307,17 @@ class DQZDataset(Dataset[Any]):
     def _samples(self, batch: Decoded | DecodedRecords) -> list[Any]:
         if isinstance(batch, DecodedRecords):
             return batch.values if self.transform is None else [self.transform(record) for record in batch.values]
-        targets = self.targets[batch.indices].tolist()
-        return [self._sample(image, target) for image, target in zip(self.finish(batch), targets, strict=True)]
+        targets = self.targets_of(batch.indices)
+        every = targets if self.soft_labels else targets.tolist()
+        return [self._sample(image, target) for image, target in zip(self.finish(batch), every, strict=True)]
 
-    def _sample(self, image: Tensor, target: int) -> tuple[Any, Any]:
+    def targets_of(self, indices: list[int]) -> Tensor:
+        """int64 (n,), or with soft labels float32 (n, classes), on the CPU."""
+        if self.soft_labels:
+            return torch.from_numpy(self._images_of().soft_labels(indices))
+        return torch.from_numpy(self.targets[indices])
+
+    def _sample(self, image: Tensor, target: int | Tensor) -> tuple[Any, Any]:
         return (
             image if self.transform is None else self.transform(image),
             target if self.target_transform is None else self.target_transform(target),

@@ -42,6 +42,8 @@ MAX_SEED, MAX_EPOCH = (1 << 64) - 1, (1 << 32) - 1
 class DQZLoader:
     """Batches (images uint8 (n, C, H, W) after the transform, targets int64 (n,)), both on the device.
 
+    With a dataset of soft labels targets are float32 (n, classes).
+
         dataset       a DQZDataset without transforms of single images, or the path of a file
         batch_size    samples of a batch, on this rank
         shuffle       a new order for every epoch, the same for the same (seed, epoch) on every machine; or file order
@@ -220,7 +222,7 @@ class DQZLoader:
         """Images, or records, and targets, on the device."""
         if batch is None:
             return None
-        targets = torch.from_numpy(self.dataset.targets[batch.indices])
+        targets = self.dataset.targets_of(batch.indices)
         return self.dataset.finish(batch), targets.to(self.dataset.device)
 
     def _transform(self, batch: Batch | None) -> Any:

@@ -90,6 +90,13 @@ def normalise(x: Tensor) -> Tensor:
     return (x - 128) / 64
 
 
+def logits(model: Proxy, images: Array) -> Array:
+    """What the proxy says of images, uint8 (n, s, s, C), and of their mirror images: float32 (2, n, classes)."""
+    with torch.inference_mode():
+        x = normalise(to_tensor(images, model.head.weight.device))
+        return np.stack([model(view).cpu().numpy() for view in (x, x.flip(3))])
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
 def train(

@@ -22,6 +22,7 @@ from dqcodec.selection.binning import Binning
 from dqcodec.stages.choose import keep_patches, sample_bins
 from dqcodec.stages.code import Coded, Samples, quick_packer, some_of
 from dqcodec.stages.images import Images
+from dqcodec.stages.soften import soft_labels
 from dqcodec.stages.widths import step, whole
 from dqcodec.stages.write import Draft
 
@@ -135,7 +136,8 @@ def find_keep(
         chosen = sample_bins(images, binning, scored, keep)
         kept = chosen.kept[some_of(len(chosen.kept), MANY, seed)]
         masks = keep_patches(images, proxy, kept, run) if proxy is not None and images.drops else None
-        draft = Draft(images, kept, masks, chosen, packer, None, mae, run)
+        soft = soft_labels(images, proxy, kept, run)
+        draft = Draft(images, kept, masks, chosen, packer, None, mae, soft, run)
         with some_samples(draft, writer, MANY) as samples:
             coded = samples.code(np.full(len(kept), width))
         one, each = growth(draft, coded)

@@ -24,6 +24,7 @@ from dqcodec.parallel import ordered_map
 from dqcodec.patches import drop_count
 from dqcodec.run import Run
 from dqcodec.selection.binning import check_bins
+from dqcodec.soft import PROXY
 from dqcodec.sources.folder import Folder
 from dqcodec.sources.images import Probe, default_patch, default_size, probe, read, thumbnail
 from dqcodec.work import Rows, Work
@@ -111,12 +112,17 @@ class Images:
 
     @property
     def needs_proxy(self) -> bool:
-        return self.drops or self.sees_by_proxy or self.bits.mode != "fixed"
+        return self.drops or self.sees_by_proxy or self.softens_by_proxy or self.bits.mode != "fixed"
 
     @property
     def sees_by_proxy(self) -> bool:
         """Whether the proxy gives the features."""
         return self.selects and self.options.method != "random" and self.options.features == "proxy"
+
+    @property
+    def softens_by_proxy(self) -> bool:
+        """Whether the proxy gives soft labels."""
+        return self.options.soft_labels == PROXY
 
     @property
     def needs_thumbs(self) -> bool:

@@ -40,6 +40,7 @@ class Draft:
     selection  None: of all usable images
     widths     None: not known yet
     mae        None: nothing is dropped
+    soft       columns of the soft labels of the samples in `kept`, (n, M); none where none are wanted
     """
 
     images: Images
@@ -49,6 +50,7 @@ class Draft:
     packer: Packer
     widths: Widths | None
     mae: Checkpoint | None
+    soft: dict[str, Array]
     run: Run
 
     def content(self, coded: Coded, options: EncodeOptions) -> tuple[Header, dict[str, Array]]:
@@ -56,6 +58,7 @@ class Draft:
         kept, places = self.kept[coded.places], coded.places
         columns = {"label": self.images.labels[kept], "source_index": self.images.usable[kept]}
         columns |= coded.columns | self.packer.tables
+        columns |= {name: column[places] for name, column in self.soft.items()}
         if self.masks is not None:
             columns["mask"] = self.masks[places]
         if self.selection is not None:
@@ -105,6 +108,7 @@ class Draft:
             "encode": {
                 **{name: value for name, value in asdict(options).items() if name not in _NOT_STORED},
                 "features": Path(options.features).name if images.selects else None,
+                "soft_labels": options.soft_labels and Path(options.soft_labels).name,
                 "mae": options.mae if options.mae in ("small", "train") else mae and mae.name,
             },
             "creator": f"dqcodec {__version__}, Pillow {pillow}",
