@@ -3,10 +3,10 @@
     python benchmarks/bits.py TRAIN NAME [TEST]      FOLDER/<class>/*; results/bits-NAME.json, .png
 
 Distance: a proxy is trained on the images of TRAIN (at most 15,000), and distances and coded bytes of 4,000 of them are
-measured, with no patch dropped, at the mean width and half a bit (dct) and a bit less and more. Beside each other, at
-the same mean width: equal widths, `rank`, `auto` as `--bits auto` does it, and `auto` with the wider reach of one bit;
-and what would be the least if widths had no limits and a bit divided every distance by the same number, geometric over
-arithmetic mean: how far the distances differ bounds what can be gained.
+measured, with no patch dropped, at the mean width and 13/16 of a bit (dct) and a bit less and more. Beside each other,
+at the same mean width: equal widths, `rank`, `auto` as `--bits auto` does it, from the outer two of three widths, and
+`auto` with a reach of one bit; and what would be the least if widths had no limits and a bit divided every distance by
+the same number, geometric over arithmetic mean: how far the distances differ bounds what can be gained.
 The picture shows the ten images with the smallest and the ten with the largest distances at 4 bits of `pixel`, as the
 paper's Figure 2 does.
 
@@ -27,13 +27,13 @@ import torch
 from common import RESULTS, read_images, save
 from PIL import Image
 
-from dqcodec.bits import REACH, allocate, allocate_bytes, convex, rank
+from dqcodec.bits import REACH, allocate, allocate_bytes, rank, with_middle
 from dqcodec.models import proxy
 from dqcodec.models.sensitivity import distances
 from dqcodec.parallel import default_workers
 from dqcodec.sources.folder import scan
 from dqcodec.stages.images import PROXY_SIZE
-from dqcodec.stages.widths import BATCH, code_at
+from dqcodec.stages.widths import BATCH, coded_at
 
 CASES = (("pixel", 3.0), ("pixel", 4.0), ("pixel", 5.0), ("dct", 3.5), ("dct", 4.5))
 TRAINED = (("dct", 3.0), ("pixel", 3.0))
@@ -57,13 +57,12 @@ def measure(
     model: proxy.Proxy, images: Array, labels: Array, transform: str, widths: list[float], sized: bool
 ) -> tuple[Array, Array, Array]:
     """Distances, bytes (0 if not `sized`), and coded images, (n, K, ...)."""
-    found, sizes, seen = [], [], []
-    for start in range(0, len(images), BATCH):
-        here, own = images[start : start + BATCH], labels[start : start + BATCH]
-        coded = [code_at(here, transform, bits, default_workers()) for bits in widths]
-        found.append(distances(model, here, [each.images for each in coded], own))
+    found, sizes, seen, done = [], [], [], 0
+    for here, coded in coded_at(images, np.arange(len(images)), transform, widths, default_workers()):
+        found.append(distances(model, here, [each.images for each in coded], labels[done : done + len(here)]))
         sizes.append(np.stack([each.sizes() if sized else np.zeros(len(here)) for each in coded], 1))
         seen.append(np.stack([each.images for each in coded], 1))
+        done += len(here)
     return np.concatenate(found), np.concatenate(sizes), np.concatenate(seen)
 
 
@@ -71,18 +70,24 @@ def compare(model: proxy.Proxy, images: Array, labels: Array, transform: str, me
     """Total distance and bytes by way of choosing widths, relative to equal ones; seconds relative to an epoch."""
     reach, place = REACH[transform], np.arange(len(images))
     start = time.perf_counter()
-    measure(model, images, labels, transform, [mean - reach, mean, mean + reach], False)
+    measure(model, images, labels, transform, [mean - reach, mean + reach], False)
     cost = (time.perf_counter() - start) / len(images) / epoch
     widths = sorted({mean - 1, mean - reach, mean, mean + reach, mean + 1})
     found, sizes, _ = measure(model, images, labels, transform, widths, True)
     near = [widths.index(bits) for bits in (mean - reach, mean, mean + reach)]
     far = [widths.index(bits) for bits in (mean - 1, mean, mean + 1)]
     middle = found[:, near[1]]
+
+    def auto(three: list[int]) -> Array:
+        """As `--bits auto` does it, from the outer widths."""
+        ends = np.minimum.accumulate(found[:, [three[0], three[2]]], 1)
+        return np.array(three)[allocate(with_middle(ends), len(place))]
+
     ways = {
         "equal": np.full(len(place), near[1]),
         "rank": np.array(far)[rank(middle)],
-        "auto": np.array(near)[allocate(convex(found[:, near]), len(place))],
-        "auto, one bit": np.array(far)[allocate(convex(found[:, far]), len(place))],
+        "auto": auto(near),
+        "auto, one bit": auto(far),
     }
     return {
         "transform": transform,
@@ -118,8 +123,9 @@ def accuracies(model: proxy.Proxy, images: Array, labels: Array, classes: int, t
         found, sizes, seen = measure(model, images, labels, transform, widths, True)
         sets[f"{transform} {mean:g}, equal"] = seen[:, 0], float(sizes[:, 0].mean())
         for n, reach in enumerate(reaches):
-            own = [1 + 2 * n, 0, 2 + 2 * n]
-            chosen = np.array(own)[allocate_bytes(found[:, own], sizes[:, own], sizes[:, 0].sum())]
+            own, ends = [1 + 2 * n, 0, 2 + 2 * n], [1 + 2 * n, 2 + 2 * n]
+            distance = with_middle(np.minimum.accumulate(found[:, ends], 1))
+            chosen = np.array(own)[allocate_bytes(distance, sizes[:, own], sizes[:, 0].sum())]
             sets[f"{transform} {mean:g}, auto within {reach:g}"] = (
                 seen[place, chosen],
                 float(sizes[place, chosen].mean()),

@@ -196,7 +196,7 @@ def encode(
     soft_labels: Annotated[
         str | None,
         typer.Option(
-            help="Also store what a classifier says of each image, in some 2 bytes, for "
+            help="Also store what a classifier says of each image, in some 3 bytes, for "
             "[b]DQZDataset(..., soft_labels=True)[/b]: [b]proxy[/b], a small network that is trained on all images; "
             "or a [b].npy[/b] file with a row of probabilities for every file.",
             show_default="labels only",

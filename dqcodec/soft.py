@@ -16,9 +16,9 @@ from dqcodec.container.spec import SHARES
 Array = npt.NDArray[Any]
 
 PROXY = "proxy"  # where soft labels come from, unless from a file
-MOST = 3  # classes of a sample whose shares are stored
+MOST = 5  # classes of a sample whose shares are stored
 TEMPERATURE = 2.0  # that logits are divided by: it lifts what is unlikely
-OWN = 0.5  # of the whole for the label itself, whatever the classifier says
+OWN = 0.4  # of the whole for the label itself, whatever the classifier says
 
 
 def soften(logits: Array, labels: Array) -> Array:

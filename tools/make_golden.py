@@ -215,8 +215,10 @@ def expect(path: Path) -> None:
             path.with_name("expected.txt").write_text("".join(lines))
         else:
             images = file.images(everything, fill="none")
-            soft = {"soft": file.soft_labels(everything)} if SOFT[0] in file.reader.columns else {}
-            np.savez_compressed(path.with_name("expected.npz"), images=images, mask=file.mask(everything), **soft)
+            arrays: dict[str, Any] = {"images": images, "mask": file.mask(everything)}
+            if SOFT[0] in file.reader.columns:
+                arrays["soft"] = file.soft_labels(everything)
+            np.savez_compressed(path.with_name("expected.npz"), **arrays)
 
 
 def main() -> None:

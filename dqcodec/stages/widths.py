@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import allocate, allocate_bytes, convex, rank, reach_of
+from dqcodec.bits import allocate, allocate_bytes, rank, reach_of, with_middle
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format, decode
 from dqcodec.container.spec import unpack_mask
@@ -46,20 +46,23 @@ def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | 
     reach = reach_of(mode, images.transform)
     centre = float(np.clip(whole(images, mean), quantize.MIN_BITS + reach, quantize.MAX_BITS - reach))
     equal = np.full(len(kept), centre)
-    widths = [centre - reach, centre, centre + reach] if mode == "auto" else [centre]
-    measured, sizes = _measure(images, proxy, kept, masks, widths, by_bytes and mode == "auto", run)
+    ends = [centre - reach, centre + reach]
+    measured, sizes = _measure(
+        images, proxy, kept, masks, ends if mode == "auto" else [centre], by_bytes and mode == "auto", run
+    )
     if not np.isfinite(measured).all() or not measured.any():
         what = "vanish" if np.isfinite(measured).all() else "are not finite"
         run.notes.append(f"the proxy's gradients {what}, so every sample has {mean:.3g} bits")
         return Widths(equal, None)
-    middle = measured[:, measured.shape[1] // 2]
     if mode == "rank":
-        more = rank(middle)
-    elif sizes is None:
-        more = allocate(convex(measured), len(kept))
+        return Widths(equal + reach * (rank(measured[:, 0]) - 1), measured[:, 0])
+    distance = with_middle(np.minimum.accumulate(measured, 1))  # of a single sample it need not fall
+    if sizes is None:
+        more = allocate(distance, len(kept))
     else:
-        more = allocate_bytes(measured, sizes, float(np.exp(np.interp(mean, widths, np.log(sizes.sum(0))))))
-    return Widths(equal + reach * (more - 1), middle)
+        budget = np.exp(np.interp(mean, ends, np.log(sizes.sum(0))))
+        more = allocate_bytes(distance, with_middle(sizes), float(budget))
+    return Widths(equal + reach * (more - 1), distance[:, 1])
 
 
 def whole(images: Images, bits: float) -> float:
@@ -79,19 +82,17 @@ def _measure(
     proxy sees, int64 (n, K)."""
     from dqcodec.models.sensitivity import distances
 
-    found, sizes = [], []
-    for start in range(0, len(kept), BATCH):
-        rows = kept[start : start + BATCH]
-        seen = images.seen[rows]
-        coded = [code_at(seen, images.transform, bits, run.workers) for bits in widths]
-        mask = None
+    found, sizes, done = [], [], 0
+    for seen, coded in coded_at(images.seen, kept, images.transform, widths, run.workers):
+        rows, mask = kept[done : done + len(seen)], None
         if masks is not None:
             patches = images.grid[0] * images.grid[1]
-            mask = unpack_mask(masks[start : start + BATCH], patches).reshape(-1, *images.grid)
+            mask = unpack_mask(masks[done : done + len(seen)], patches).reshape(-1, *images.grid)
         found.append(distances(proxy, seen, [each.images for each in coded], images.labels[rows], mask))
         if sized:
             sizes.append(np.stack([each.sizes() for each in coded], 1))
-        run.progress("bits", start + len(rows), len(kept))
+        done += len(seen)
+        run.progress("bits", done, len(kept))
     return np.concatenate(found), np.concatenate(sizes) if sized else None
 
 
@@ -116,7 +117,23 @@ def _encoder(size: int, channels: int) -> dct.Encoder:
     return Encoder(Format(size, size, channels, built_in(16, dependent("fast")), weights(FILTER, 16)), "fast")
 
 
-def code_at(seen: Array, transform: str, bits: float, workers: int) -> Seen:
+def coded_at(
+    seen: Array, kept: Array, transform: str, widths: list[float], workers: int
+) -> Iterator[tuple[Array, list[Seen]]]:
+    """Some of the images, uint8 (N, s, s, C), in batches: they, and what they are coded with each of the widths.
+
+    Threads code the next batches while the caller works with one.
+    """
+
+    def code(rows: Array) -> tuple[Array, list[Seen]]:
+        some = seen[rows]
+        return some, [code_at(some, transform, bits) for bits in widths]
+
+    batches = [kept[start : start + BATCH] for start in range(0, len(kept), BATCH)]
+    return ordered_map(code, batches, workers, 2 * workers)
+
+
+def code_at(seen: Array, transform: str, bits: float) -> Seen:
     """Images, uint8 (n, s, s, C), coded whole with so many bits."""
     if transform == "pixel":
         width = int(bits)
@@ -129,12 +146,7 @@ def code_at(seen: Array, transform: str, bits: float, workers: int) -> Seen:
     encoder = _encoder(seen.shape[1], seen.shape[3])
     form, q = encoder.form, scale_index(bits, encoder.effort)
     channels, kept = form.channels, np.ones((len(seen), form.rows * form.columns), np.uint8)
-    parts = np.array_split(np.arange(len(seen)), workers)  # a task for each image would cost as much as the image
-
-    def code(part: Array) -> list[tuple[bytes, int]]:
-        return [encoder.encode(seen[row], kept[row], q) for row in part]
-
-    coded = [each for part in ordered_map(code, parts, workers) for each in part]
+    coded = [encoder.encode(pixels, units, q) for pixels, units in zip(seen, kept, strict=True)]
     payloads = [payload for payload, _ in coded]
     colour = np.array([colour for _, colour in coded]) if channels == 3 else None
     images = decode(form, payloads, kept, np.full(len(seen), q, np.uint8), colour).transpose(0, 2, 3, 1)

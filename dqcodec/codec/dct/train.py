@@ -147,6 +147,7 @@ def best_rotation(m: Array) -> Array:
 
 def nearest(moments: Array, rotation: Array) -> Array:
     """int64 (n,): the rotation (R, 3, 3) with the least sum of ln(8 + variance) for each moment matrix (n, 3, 3)."""
-    variance = np.einsum("rci,nij,rcj->nrc", rotation, moments, rotation, optimize=True)
-    index: Array = np.log(8 + variance).sum(2).argmin(1)
+    squares = rotation[:, :, :, None] * rotation[:, :, None, :]  # of each axis, so that variances are inner products
+    variance = moments.reshape(-1, 9) @ squares.reshape(-1, 9).T
+    index: Array = np.log(8 + variance).reshape(-1, len(rotation), 3).sum(2).argmin(1)
     return index
