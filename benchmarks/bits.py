@@ -29,16 +29,15 @@ from PIL import Image
 
 from dqcodec.bits import REACH, allocate, allocate_bytes, rank, with_middle
 from dqcodec.models import proxy
-from dqcodec.models.sensitivity import distances
-from dqcodec.parallel import default_workers
+from dqcodec.parallel import alone, default_workers, ordered_map
 from dqcodec.sources.folder import scan
 from dqcodec.stages.images import PROXY_SIZE
-from dqcodec.stages.widths import BATCH, coded_at
+from dqcodec.stages.widths import BATCH, measure
 
 CASES = (("pixel", 3.0), ("pixel", 4.0), ("pixel", 5.0), ("dct", 3.5), ("dct", 4.5))
-TRAINED = (("dct", 3.0), ("pixel", 3.0))
+TRAINED = (("dct", 3.0),)
 MOST, MEASURED, LEARNED = 15_000, 4000, 10_000
-SEEDS = 3
+SEEDS = 5
 TINY = np.finfo(float).tiny  # no distance of 0 in a logarithm
 CPU = torch.device("cpu")
 Array = Any
@@ -53,27 +52,31 @@ def load(path: str, most: int | None = None) -> tuple[Array, Array, int]:
     return read_images(folder, chosen, size), folder.labels[chosen], len(folder.classes)
 
 
-def measure(
+def measure_all(
     model: proxy.Proxy, images: Array, labels: Array, transform: str, widths: list[float], sized: bool
 ) -> tuple[Array, Array, Array]:
     """Distances, bytes (0 if not `sized`), and coded images, (n, K, ...)."""
-    found, sizes, seen, done = [], [], [], 0
-    for here, coded in coded_at(images, np.arange(len(images)), transform, widths, default_workers()):
-        found.append(distances(model, here, [each.images for each in coded], labels[done : done + len(here)]))
-        sizes.append(np.stack([each.sizes() if sized else np.zeros(len(here)) for each in coded], 1))
-        seen.append(np.stack([each.images for each in coded], 1))
-        done += len(here)
-    return np.concatenate(found), np.concatenate(sizes), np.concatenate(seen)
+
+    def one(start: int) -> tuple[Array, Array, Array]:
+        here, own = images[start : start + BATCH], labels[start : start + BATCH]
+        found, coded = measure(model, here, own, transform, widths)
+        sizes = np.stack([each.sizes() if sized else np.zeros(len(here)) for each in coded], 1)
+        return found, sizes, np.stack([each.images for each in coded], 1)
+
+    workers = default_workers()
+    parts = list(ordered_map(one, range(0, len(images), BATCH), workers, 2 * workers, alone))
+    found, sizes, seen = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return found, sizes, seen
 
 
 def compare(model: proxy.Proxy, images: Array, labels: Array, transform: str, mean: float, epoch: float) -> Any:
     """Total distance and bytes by way of choosing widths, relative to equal ones; seconds relative to an epoch."""
     reach, place = REACH[transform], np.arange(len(images))
     start = time.perf_counter()
-    measure(model, images, labels, transform, [mean - reach, mean + reach], False)
+    measure_all(model, images, labels, transform, [mean - reach, mean + reach], False)
     cost = (time.perf_counter() - start) / len(images) / epoch
     widths = sorted({mean - 1, mean - reach, mean, mean + reach, mean + 1})
-    found, sizes, _ = measure(model, images, labels, transform, widths, True)
+    found, sizes, _ = measure_all(model, images, labels, transform, widths, True)
     near = [widths.index(bits) for bits in (mean - reach, mean, mean + reach)]
     far = [widths.index(bits) for bits in (mean - 1, mean, mean + 1)]
     middle = found[:, near[1]]
@@ -120,7 +123,7 @@ def accuracies(model: proxy.Proxy, images: Array, labels: Array, classes: int, t
     for transform, mean in TRAINED:
         reaches = sorted({REACH[transform], 1.0})
         widths = [mean] + [mean + sign * reach for reach in reaches for sign in (-1, 1)]
-        found, sizes, seen = measure(model, images, labels, transform, widths, True)
+        found, sizes, seen = measure_all(model, images, labels, transform, widths, True)
         sets[f"{transform} {mean:g}, equal"] = seen[:, 0], float(sizes[:, 0].mean())
         for n, reach in enumerate(reaches):
             own, ends = [1 + 2 * n, 0, 2 + 2 * n], [1 + 2 * n, 2 + 2 * n]
@@ -162,9 +165,9 @@ def main() -> None:
     model = proxy.restore(weights, CPU)
     some = np.sort(np.random.default_rng(1).permutation(len(images))[:MEASURED])
     RESULTS.mkdir(exist_ok=True)
-    at_four = measure(model, images[some], labels[some], "pixel", [4.0], False)[0][:, 0]
+    at_four = measure_all(model, images[some], labels[some], "pixel", [4.0], False)[0][:, 0]
     picture(images[some], at_four, RESULTS / f"bits-{name}.png")
-    measure(model, images[:BATCH], labels[:BATCH], "dct", [4.0], True)  # compiles what is timed below
+    measure_all(model, images[:BATCH], labels[:BATCH], "dct", [4.0], True)  # compiles what is timed below
     rows = []
     for transform, mean in CASES:
         rows.append(compare(model, images[some], labels[some], transform, mean, epoch))

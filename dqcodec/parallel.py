@@ -36,6 +36,15 @@ def stopped() -> bool:
     return ended is not None and (ended.is_set() or getattr(pools, "_shutdown", False))
 
 
+def alone() -> None:
+    """One OpenMP thread for this thread, which uses torch: the tasks of its `ordered_map` are what is done together."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.get_num_threads()  # torch sets its number in a thread when it is first asked
+    threadpool_limits(1, user_api="openmp")
+
+
 def ordered_map(
     function: Callable[[T], R],
     items: Iterable[T],

@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from dqcodec.data.dataset import ON_ERROR, Decoded, DecodedRecords, DQZDataset, check_choice
 from dqcodec.data.order import permutation, share
 from dqcodec.errors import FormatError, OptionError
-from dqcodec.parallel import default_workers, ordered_map
+from dqcodec.parallel import alone, default_workers, ordered_map
 
 Array = npt.NDArray[Any]
 Batch = tuple[Any, Tensor]
@@ -190,7 +189,7 @@ class DQZLoader:
             decoded = ordered_map(self._decode, batches, self.workers, ahead)
             finished = _on_a_stream(decoded, lambda batch: self._transform(self._finish(batch)), self.dataset.device)
         else:
-            decoded = ordered_map(lambda i: self._finish(self._decode(i)), batches, self.workers, ahead, _alone)
+            decoded = ordered_map(lambda i: self._finish(self._decode(i)), batches, self.workers, ahead, alone)
             finished = (self._transform(batch) for batch in decoded)
         with closing(decoded):
             for number, batch in enumerate(finished):
@@ -231,12 +230,6 @@ class DQZLoader:
             return NOTHING
         values = batch[0] if self.transform is None else self.transform(batch[0])
         return values if self.dataset.is_text else (values, batch[1])
-
-
-def _alone() -> None:
-    """One OpenMP thread for this thread: the batches are what is done side by side."""
-    torch.get_num_threads()  # torch sets its number in a thread when it is first asked
-    threadpool_limits(1, user_api="openmp")
 
 
 def _on_a_stream(batches: Iterable[Any], finish: Callable[[Any], Any], device: torch.device) -> Iterator[Any]:

@@ -585,6 +585,49 @@ def rotate(pixels, height, width, u, scale, chroma, rows, columns, unit, out):
 
 
 @compiled
+def nearest(total, count, rotations):
+    """Index of the rotation, of float32 (R, 9), with the least sum of ln(8 + variance) for the moments total / count.
+
+    train.nearest says the same for many images.
+    """
+    found, least = 0, np.inf
+    for r in range(len(rotations)):
+        product = 1.0  # in place of the sum of logarithms
+        for first in range(0, 9, 3):
+            x, y = np.float64(rotations[r, first]), np.float64(rotations[r, first + 1])
+            z = np.float64(rotations[r, first + 2])
+            variance = x * x * total[0] + y * y * total[1] + z * z * total[2]
+            variance += 2 * (x * y * total[3] + x * z * total[4] + y * z * total[5])
+            product *= 8 + variance / count
+        if product < least:
+            found, least = r, product
+    return found
+
+
+@jit()
+def encode_image(
+    pixels, height, width, kept, rotations, scale, chroma, rows, edges, order, coding, prices, effort, plane_data, b,
+    ops,
+):  # fmt: skip
+    """The operations of an image: (their number, index of its rotation).
+
+    pixels     uint8 (height * width * planes,)
+    rotations  float32 (R, 9), or of one plane (1, 1)
+    The rest is as for `rotate` and `encode_planes`.
+    """
+    planes, colour = 3 if rotations.shape[1] == 9 else 1, 0
+    if planes == 3:
+        seen = 0
+        for each in kept:
+            seen += each
+        total = moments(pixels, height, width, kept, edges.columns, order.unit)
+        colour = nearest(total, max(1, 2 * seen * order.unit**2), rotations)
+    rotate(pixels, height, width, rotations[colour], scale, chroma, rows, edges.columns, order.unit, plane_data)
+    n = encode_planes(plane_data, planes, kept, rows, edges, order, coding, prices, effort, b, ops)
+    return n, colour
+
+
+@compiled
 def count(ops, n, counts):
     """Add the symbols of n operations to counts (contexts, 16)."""
     for i in range(n):

@@ -63,6 +63,12 @@ class Encoder:
         return distribution, frequency.astype(np.int32).ravel(), first.astype(np.int32).ravel(), slots
 
     @cached_property
+    def _rotations(self) -> Array:
+        """float32 (R, 9); of one plane (1, 1)."""
+        grey = self.form.channels == 1
+        return np.ones((1, 1), np.float32) if grey else np.ascontiguousarray(self.form.rotations).reshape(-1, 9)
+
+    @cached_property
     def _local(self) -> threading.local:
         return threading.local()
 
@@ -79,20 +85,11 @@ class Encoder:
             local.planes = np.zeros(values, np.float32)
             local.operations = np.zeros(MAX_OPERATIONS * values + 64 * form.rows * form.columns, np.int32)
             local.out = np.zeros(2 * len(local.operations) + 8, np.uint8)
-        flat = np.ascontiguousarray(pixels).reshape(-1)
-        colour = 0
-        rotation = np.ones(1, np.float32)
-        if form.channels == 3:
-            colour = int(train.nearest(self.moments(pixels, kept)[None], form.rotations.astype(float))[0])
-            rotation = form.rotations[colour].ravel()
         scale = np.float32(1) / STEPS[q]
-        encoder.rotate(
-            flat, form.height, form.width, rotation, scale, scale / CHROMA_STEP, form.rows, form.columns, form.unit,
-            local.planes,
-        )  # fmt: skip
-        count = encoder.encode_planes(
-            local.planes, form.channels, kept, form.rows, local.edges, form.order, form.tables.coding, self.prices,
-            EFFORTS.index(self.effort), local.bench, local.operations,
+        count, colour = encoder.encode_image(
+            np.ascontiguousarray(pixels).reshape(-1), form.height, form.width, kept, self._rotations, scale,
+            scale / CHROMA_STEP, form.rows, local.edges, form.order, form.tables.coding, self.prices,
+            EFFORTS.index(self.effort), local.planes, local.bench, local.operations,
         )  # fmt: skip
         return local.operations, count, colour
 
