@@ -121,18 +121,13 @@ def accuracies(model: proxy.Proxy, images: Array, labels: Array, classes: int, t
     """Top-1 by way and seed, at equal coded bytes."""
     place, sets = np.arange(len(images)), {"originals": (images, 0.0)}
     for transform, mean in TRAINED:
-        reaches = sorted({REACH[transform], 1.0})
-        widths = [mean] + [mean + sign * reach for reach in reaches for sign in (-1, 1)]
+        reach = REACH[transform]
+        widths = [mean - reach, mean, mean + reach]
         found, sizes, seen = measure_all(model, images, labels, transform, widths, True)
-        sets[f"{transform} {mean:g}, equal"] = seen[:, 0], float(sizes[:, 0].mean())
-        for n, reach in enumerate(reaches):
-            own, ends = [1 + 2 * n, 0, 2 + 2 * n], [1 + 2 * n, 2 + 2 * n]
-            distance = with_middle(np.minimum.accumulate(found[:, ends], 1))
-            chosen = np.array(own)[allocate_bytes(distance, sizes[:, own], sizes[:, 0].sum())]
-            sets[f"{transform} {mean:g}, auto within {reach:g}"] = (
-                seen[place, chosen],
-                float(sizes[place, chosen].mean()),
-            )
+        distance = with_middle(np.minimum.accumulate(found[:, [0, 2]], 1))
+        chosen = allocate_bytes(distance, sizes, sizes[:, 1].sum())
+        for name, k in (("equal", np.ones(len(place), np.int64)), (f"auto within {reach:g}", chosen)):
+            sets[f"{transform} {mean:g}, {name}"] = seen[place, k], float(sizes[place, k].mean())
     top1: dict[str, list[float]] = {name: [] for name in sets}
     for seed in range(1, SEEDS + 1):
         for name, (pixels, _) in sets.items():

@@ -294,3 +294,29 @@ def test_training_saves_bytes_on_what_it_was_trained_on():
     counts = sum(Encoder(shape, "default").count(image, kept, 90) for image in images)
     own = Format(64, 64, 3, train.make(counts, shape.order, shape.tables.rotation, OFFSETS[True], dependent=True))
     assert bits_of(counts, own.tables, own) < 0.95 * bits_of(counts, shape.tables, shape)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_an_images_rotation_is_the_nearest(unit):
+    """The compiled search of one image, against the formula for many, where units are missing, too."""
+    rng = np.random.default_rng(0)
+    colours = rng.normal(0, 1, (60, 3, 3)) * rng.uniform(0.1, 30, (60, 1, 3))
+    noise = rng.normal(0, 1, (60, 32, 36, 3)) @ colours[:, None]
+    images = (128 + noise).clip(0, 255).astype(np.uint8)
+    encoder = Encoder(Format(32, 36, 3, tables.built_in(unit, False)), "fast")
+    kept = (rng.random((60, encoder.form.rows * encoder.form.columns)) < 0.7).astype(np.uint8)
+    kept[:, 0] = 1
+    moments = np.array([encoder.moments(*sample) for sample in zip(images, kept, strict=True)])
+    expected = train.nearest(moments, encoder.form.rotations.astype(float)).tolist()
+    assert len(set(expected)) >= 10
+    assert [encoder.encode(*sample, 80)[1] for sample in zip(images, kept, strict=True)] == expected
+
+
+def test_the_nearest_rotation_by_its_definition():
+    rng = np.random.default_rng(0)
+    spread = rng.normal(0, 5, (20, 3, 3))
+    moments, turns = spread @ spread.swapaxes(1, 2), rotation_matrices(tables.built_in(16, True).rotation).astype(float)
+    expected = [
+        min(range(len(turns)), key=lambda r: np.log(8 + np.diag(turns[r] @ m @ turns[r].T)).sum()) for m in moments
+    ]
+    assert train.nearest(moments, turns).tolist() == expected
