@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +22,7 @@ def default_workers() -> int:
 
 
 _thread = threading.local()
+_numbers = itertools.count()
 
 
 def beside_others() -> bool:
@@ -73,7 +76,8 @@ def ordered_map(
         if os.getpid() != process:  # threads are not forked: nobody would do the tasks
             raise RuntimeError("a forked process cannot go on with an iterator of its parent; make a new one")
 
-    pool = ThreadPoolExecutor(workers, initializer=begin)
+    name = f"dqcodec-{next(_numbers)}-"
+    pool = ThreadPoolExecutor(workers, name, initializer=begin)
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -87,4 +91,9 @@ def ordered_map(
     finally:
         ended.set()
         # What was abandoned may be closed by one of the pool's own threads, as the garbage collector comes by there.
-        pool.shutdown(wait=threading.get_ident() not in threads, cancel_futures=True)
+        waits = threading.get_ident() not in threads
+        try:
+            pool.shutdown(waits, cancel_futures=True)
+        finally:  # Ctrl-C may come while it waits, or while a thread starts, of which the pool does not know then
+            while waits and any(thread.name.startswith(name) for thread in threading.enumerate()):
+                time.sleep(0.001)

@@ -291,18 +291,27 @@ class DQZDataset(Dataset[Any]):
     def _undamaged(self, indices: Sequence[int], task: Callable[[list[int]], T]) -> T:
         """The task of these samples, without those that are found damaged and may be left out."""
         wanted = check_indices(indices, len(self))
-        while True:
+        try:
+            return task(wanted)
+        except FormatError as error:
+            if self.on_error == "raise" or error.sample not in wanted:
+                raise
+            first = error
+        damaged = set()
+        for index in dict.fromkeys(wanted):  # each by itself: there may be many, and a batch names one
             try:
-                return task(wanted)
+                task([index])
             except FormatError as error:
-                if self.on_error == "raise" or error.sample not in wanted:
+                if error.sample != index:
                     raise
-                self.skipped.add(error.sample)
+                damaged.add(index)
+                self.skipped.add(index)
                 if self.on_error == "warn":
                     warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
-                wanted = [index for index in wanted if index != error.sample]
-                if not wanted:
-                    raise
+        left = [index for index in wanted if index not in damaged]
+        if not left:
+            raise first
+        return task(left)
 
     def _samples(self, batch: Decoded | DecodedRecords) -> list[Any]:
         if isinstance(batch, DecodedRecords):
