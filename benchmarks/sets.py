@@ -99,7 +99,8 @@ class Case:
         if self.kind == "originals":
             return f"{self.kind} {self.budget}"
         if self.kind in ("dqz", "preset"):
-            return self.file + (f" {self.fill}" if self.drop else "") + ("" if self.filter else " unfiltered")
+            soft = self._soft if self.kind == "preset" else ""  # of a .dqz it is in the file's name
+            return self.file + soft + (f" {self.fill}" if self.drop else "") + ("" if self.filter else " unfiltered")
         if self.kind == "selected":
             return f"{self.kind} {self.share:g} {self.method}"
         if self.kind == "masked":

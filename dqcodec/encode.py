@@ -105,6 +105,9 @@ def encode(
         raise OutputError(f"{work} is both the output and the work folder; choose two names", path=work)
     if options.keep != 1 and options.method != "random":  # what is wrong with them should be known now
         features.check_source(options.features, folder.names)
+    if options.soft_labels is not None and len(folder.classes) == 1:
+        run.notes.append("no soft labels: they say how classes resemble each other, and there is one")
+        options = replace(options, soft_labels=None)
     if options.soft_labels is not None:
         soften.check_source(options.soft_labels, folder.names, len(folder.classes))
 

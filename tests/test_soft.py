@@ -201,8 +201,11 @@ def test_what_cannot_be(photos, made, tmp_path):
     one = tmp_path / "one"
     (one / "only").mkdir(parents=True)
     (one / "only" / "0.png").write_bytes((photos / "a" / "00.png").read_bytes())
-    with pytest.raises(OptionError, match="soft_labels: the source has one class"):
-        encode(one, tmp_path / "x.dqz", EncodeOptions(soft_labels="proxy"))
+    found = encode(one, tmp_path / "x.dqz", EncodeOptions(soft_labels="proxy"))
+    assert found.notes == ("no soft labels: they say how classes resemble each other, and there is one",)
+    assert "proxy" not in found.seconds
+    with pytest.raises(OptionError, match=r"soft_labels: .*x\.dqz has none"):
+        DQZDataset(tmp_path / "x.dqz", soft_labels=True)
     with pytest.raises(OptionError, match=r"soft_labels: .*file\.dqz has none; dqcodec encode --soft-labels"):
         DQZDataset(GOLDEN / "pixel-rgb" / "file.dqz", soft_labels=True)
     with pytest.raises(OptionError, match="soft_labels: .* holds records of text"):

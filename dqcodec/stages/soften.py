@@ -29,8 +29,6 @@ def check_source(source: str, names: Sequence[str], classes: int) -> None:
 
     names  of the files of the source
     """
-    if classes < 2:
-        raise OptionError("soft_labels: the source has one class; they say how classes resemble each other")
     if source != PROXY:
         _of_file(source, names, classes)
 
