@@ -3,7 +3,7 @@
     python benchmarks/bits.py TRAIN NAME [TEST]      FOLDER/<class>/*; results/bits-NAME.json, .png
 
 Distance: a proxy is trained on the images of TRAIN (at most 15,000), and distances and coded bytes of 4,000 of them are
-measured, with no patch dropped, at the mean width and 13/16 of a bit (dct) and a bit less and more. Beside each other,
+measured, with no patch dropped, at the mean width and half a bit (dct) and a bit less and more. Beside each other,
 at the same mean width: equal widths, `rank`, `auto` as `--bits auto` does it, from the outer two of three widths, and
 `auto` with a reach of one bit; and what would be the least if widths had no limits and a bit divided every distance by
 the same number, geometric over arithmetic mean: how far the distances differ bounds what can be gained.

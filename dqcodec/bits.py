@@ -23,9 +23,9 @@ Array = npt.NDArray[Any]
 
 MODES = ("fixed", "auto", "rank")
 PRICE_STEPS = 100  # of the bisection, over 23 decimal powers
-# Bits less and more that a sample may have with `auto`. With dct, at equal bytes, a whole bit makes a network that is
-# trained on them worse; pixel has whole bits only (benchmarks/bits.py).
-REACH = {"dct": 13 / 16, "pixel": 1.0}
+# Bits less and more that a sample may have with `auto`. With dct, at equal bytes, 13/16 of a bit or a whole one make
+# networks worse that are trained on them; pixel has whole bits only (benchmarks/bits.py).
+REACH = {"dct": 0.5, "pixel": 1.0}
 RANK_SHARE = 0.25  # of the samples, one bit up, and as many one down
 
 

@@ -108,7 +108,7 @@ def test_the_total_distance_falls(folder, tmp_path):
 def test_no_room_for_a_bit_more_and_less(folder, tmp_path, bits):
     result = encode(folder, tmp_path / "x.dqz", EncodeOptions(keep=1, drop=0, transform="dct", bits=bits))
     mean = bits.partition(":")[2]
-    less = "a bit" if "rank" in bits else "0.8125 bits"
+    less = "a bit" if "rank" in bits else "0.5 bits"
     assert f"{bits} leaves no room for {less} less and more, so every sample has {mean} bits" in result.notes
     assert result.options.bits == mean
     assert "proxy" not in result.seconds

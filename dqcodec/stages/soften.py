@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,41 +30,48 @@ def check_source(source: str, names: Sequence[str], classes: int) -> None:
     names  of the files of the source
     """
     if source != PROXY:
-        _of_file(source, names, classes)
+        for _ in _of_file(source, names, classes, np.arange(len(names))):
+            pass
 
 
 def soft_labels(images: Images, proxy: Proxy | None, kept: Array, run: Run) -> dict[str, Array]:
     """The columns of the soft labels of the kept samples; none where none are wanted."""
-    source, classes = images.options.soft_labels, len(images.folder.classes)
+    source = images.options.soft_labels
     if source is None:
         return {}
     if proxy is not None and source == PROXY:
-        shares = _of_proxy(images, proxy, kept, run)
+        shares = _of_proxy(images, proxy, kept)
     else:
-        shares = _of_file(source, images.folder.names, classes)[images.usable[kept]]
-    return dict(zip(SOFT, largest(shares), strict=True))
+        shares = _of_file(source, images.folder.names, len(images.folder.classes), images.usable[kept])
+    found = []
+    for some in shares:  # those of all classes may be many
+        found.append(largest(some))
+        run.progress("soft labels", min(len(found) * BATCH, len(kept)), len(kept))
+    return {name: np.concatenate(column) for name, column in zip(SOFT, zip(*found, strict=True), strict=True)}
 
 
-def _of_file(path: str, names: Sequence[str], classes: int) -> Array:
-    """The rows of a .npy file, float64 (N, K); OptionError where they are not shares of the classes for every file."""
-    rows = np.asarray(from_npy(path, len(names), option="soft_labels"), np.float64)
-    if rows.shape[1] != classes:
-        raise OptionError(f"soft_labels: {path} has {rows.shape[1]} columns, the source {classes} classes")
-    bad = np.flatnonzero(~((rows >= 0).all(1) & (abs(rows.sum(1) - 1) < TOLERANCE)))
-    if bad.size:
-        raise OptionError(
-            f"soft_labels: {path}: row {bad[0]}, of {names[bad[0]]}, is no distribution over the classes; allowed: "
-            "numbers of at least 0 whose sum is 1, as softmax gives them"
-        )
-    return rows
-
-
-def _of_proxy(images: Images, proxy: Proxy, kept: Array, run: Run) -> Array:
+def _of_proxy(images: Images, proxy: Proxy, kept: Array) -> Iterator[Array]:
+    """Shares of these images, float64 (n, K), BATCH of them after another."""
     from dqcodec.models.proxy import logits
 
-    found = []
     for start in range(0, len(kept), BATCH):
         rows = kept[start : start + BATCH]
-        found.append(soften(logits(proxy, images.seen[rows]), images.labels[rows]))
-        run.progress("soft labels", start + len(rows), len(kept))
-    return np.concatenate(found)
+        yield soften(logits(proxy, images.seen[rows]), images.labels[rows])
+
+
+def _of_file(path: str, names: Sequence[str], classes: int, wanted: Array) -> Iterator[Array]:
+    """The wanted rows of a .npy file likewise; OptionError where they are no shares of the classes for every file."""
+    table = from_npy(path, len(names), option="soft_labels")
+    if table.shape[1] != classes:
+        raise OptionError(f"soft_labels: {path} has {table.shape[1]} columns, the source {classes} classes")
+    for start in range(0, len(wanted), BATCH):
+        rows = wanted[start : start + BATCH]
+        shares = table[rows].astype(np.float64)
+        bad = np.flatnonzero(~((shares >= 0).all(1) & (abs(shares.sum(1) - 1) < TOLERANCE)))
+        if bad.size:
+            row = rows[bad[0]]
+            raise OptionError(
+                f"soft_labels: {path}: row {row}, of {names[row]}, is no distribution over the classes; allowed: "
+                "numbers of at least 0 whose sum is 1, as softmax gives them"
+            )
+        yield shares
