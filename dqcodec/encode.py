@@ -101,6 +101,10 @@ def encode(
             run.skip(name, reason)
     for place in (output, work):
         _check_outside(folder, place)
+    for name in ("features", "soft_labels"):
+        given = getattr(options, name)
+        if given is not None and Path(given).resolve() == Path(output).resolve():
+            raise OutputError(f"{output} is both the output and {name}; choose another name", path=output)
     if work and Path(work).resolve() == Path(output).resolve():
         raise OutputError(f"{work} is both the output and the work folder; choose two names", path=work)
     if options.keep != 1 and options.method != "random":  # what is wrong with them should be known now

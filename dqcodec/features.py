@@ -173,7 +173,8 @@ def torch_device(name: str) -> torch.device:
         import torch
     except ImportError:
         raise OptionError(
-            "choosing samples or patches needs torch: pip install 'dqcodec[torch]' (--keep 1 --drop 0 works without)"
+            "a network is to be trained, which needs torch: pip install 'dqcodec[torch]'; without it there are all "
+            "samples or random ones, all patches, equal bits, and soft labels of a file"
         ) from None
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import re
+import shutil
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -14,12 +17,13 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import dqcodec
-from dqcodec import DQZDataset, DQZLoader, EncodeOptions, FormatError, OptionError, encode
+from dqcodec import DQZDataset, DQZLoader, EncodeOptions, FormatError, OptionError, OutputError, encode
 from dqcodec.container.reader import Reader
 from dqcodec.container.shards import Part, index_json, part_name
 from dqcodec.container.spec import SHARES, array_json
 from dqcodec.models import proxy
 from dqcodec.soft import MOST, OWN, TEMPERATURE, largest, soften, spread
+from dqcodec.stages.soften import check_source
 
 COUNT, CLASSES = 40, 4
 SOFT = GOLDEN / "pixel-soft" / "file.dqz"
@@ -208,8 +212,43 @@ def test_what_cannot_be(photos, made, tmp_path):
         DQZDataset(tmp_path / "x.dqz", soft_labels=True)
     with pytest.raises(OptionError, match=r"soft_labels: .*file\.dqz has none; dqcodec encode --soft-labels"):
         DQZDataset(GOLDEN / "pixel-rgb" / "file.dqz", soft_labels=True)
+    with pytest.raises(OptionError, match="soft_labels: 'proxy'; expected True or False"):
+        DQZDataset(made, soft_labels="proxy")
     with pytest.raises(OptionError, match="soft_labels: .* holds records of text"):
         DQZDataset(GOLDEN / "text" / "file.dqz", soft_labels=True)
+
+
+def test_the_output_may_not_replace_them(photos, table):
+    with pytest.raises(OutputError, match="is both the output and soft_labels"):
+        encode(photos, table, EncodeOptions(soft_labels=table), overwrite=True)
+    assert np.load(table).shape == (COUNT + 2, CLASSES)
+
+
+def test_predictions_that_say_nothing(photos, tmp_path, monkeypatch, quick_proxy):
+    monkeypatch.setattr(proxy, "logits", lambda model, images: np.full((2, len(images), CLASSES), np.nan))
+    found = encode(photos, tmp_path / "x.dqz", EncodeOptions(soft_labels="proxy"))
+    assert "no soft labels: what the proxy says is not finite" in found.notes
+    with pytest.raises(OptionError, match="has none"):
+        dqcodec.open(tmp_path / "x.dqz").soft_labels([0])
+
+
+def test_a_name_that_is_not_utf_8(photos, table, tmp_path):
+    name = tmp_path / os.fsdecode(b"caf\xe9.npy")
+    shutil.copy(table, name)
+    encode(photos, tmp_path / "x.dqz", EncodeOptions(soft_labels=str(name)))
+    assert dqcodec.open(tmp_path / "x.dqz").reader.header.extra["encode"]["soft_labels"] == "caf?.npy"
+
+
+def test_memory_does_not_grow_with_the_classes(tmp_path):
+    """Ten thousand rows of a thousand classes are 40 MB; they are read block by block."""
+    rows, classes = 10_000, 1000
+    path = tmp_path / "large.npy"
+    np.save(path, np.full((rows, classes), 1 / classes, np.float32))
+    tracemalloc.start()
+    check_source(str(path), ["name"] * rows, classes)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6
 
 
 def members(columns):

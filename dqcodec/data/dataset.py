@@ -128,6 +128,8 @@ class DQZDataset(Dataset[Any]):
     ) -> None:
         check_choice("fill", fill, FILLS)
         check_choice("on_error", on_error, ON_ERROR)
+        if not isinstance(soft_labels, bool):
+            raise OptionError(f"soft_labels: {soft_labels!r}; expected True or False")
         if mae is not None and fill != "mae":
             raise OptionError(f'mae: given with fill={fill!r}; only fill="mae" uses it')
         self.file: DQZFile | RecordFile = open_dqz(path, cache, filter)
@@ -144,7 +146,7 @@ class DQZDataset(Dataset[Any]):
             if wrong:
                 raise OptionError(f"{wrong[0]}: {self.file.path} holds records of text; it is for images")
             self.device = torch.device("cpu")
-        self.fill, self.on_error, self.soft_labels = fill, on_error, bool(soft_labels)
+        self.fill, self.on_error, self.soft_labels = fill, on_error, soft_labels
         if self.soft_labels:
             self._images_of().soft_labels([])  # whether it has them
         self.skipped: set[int] = set()

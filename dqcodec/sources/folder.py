@@ -124,7 +124,7 @@ def _walk(
     """Regular files below root/folder in the order of os.walk, sorted; links are followed, but into no folder twice,
     and not into `elsewhere`: the root and the class folders."""
     found = []
-    seen = set(elsewhere)
+    seen: set[tuple[int, int]] = set()
     places = [folder]
     while places:
         place = places.pop()
@@ -142,10 +142,11 @@ def _walk(
                 skipped.append((name, str(error.strerror)))
                 continue
             if stat.S_ISDIR(status.st_mode):
-                if (status.st_dev, status.st_ino) in seen:
+                identity = status.st_dev, status.st_ino
+                if identity in seen or identity in elsewhere:
                     skipped.append((name + "/", "a link to a folder that is read elsewhere"))
                 else:
-                    seen.add((status.st_dev, status.st_ino))
+                    seen.add(identity)
                     below.append(name)
             elif not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
                 skipped.append((name, "not a regular file"))

@@ -45,6 +45,10 @@ def soft_labels(images: Images, proxy: Proxy | None, kept: Array, run: Run) -> d
         shares = _of_file(source, images.folder.names, len(images.folder.classes), images.usable[kept])
     found = []
     for some in shares:  # those of all classes may be many
+        if not np.isfinite(some).all():
+            note = "no soft labels: what the proxy says is not finite"
+            run.notes += [note] if note not in run.notes else []
+            return {}
         found.append(largest(some))
         run.progress("soft labels", min(len(found) * BATCH, len(kept)), len(kept))
     return {name: np.concatenate(column) for name, column in zip(SOFT, zip(*found, strict=True), strict=True)}
@@ -67,7 +71,8 @@ def _of_file(path: str, names: Sequence[str], classes: int, wanted: Array) -> It
     for start in range(0, len(wanted), BATCH):
         rows = wanted[start : start + BATCH]
         shares = table[rows].astype(np.float64)
-        bad = np.flatnonzero(~((shares >= 0).all(1) & (abs(shares.sum(1) - 1) < TOLERANCE)))
+        with np.errstate(all="ignore"):  # of infinite ones
+            bad = np.flatnonzero(~((shares >= 0).all(1) & (abs(shares.sum(1) - 1) < TOLERANCE)))
         if bad.size:
             row = rows[bad[0]]
             raise OptionError(

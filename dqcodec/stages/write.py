@@ -107,8 +107,8 @@ class Draft:
             "source": {"images": len(images), "bytes": images.bytes, "skipped": len(self.run.skipped)},
             "encode": {
                 **{name: value for name, value in asdict(options).items() if name not in _NOT_STORED},
-                "features": Path(options.features).name if images.selects else None,
-                "soft_labels": options.soft_labels and Path(options.soft_labels).name,
+                "features": _last(options.features) if images.selects else None,
+                "soft_labels": _last(options.soft_labels) if options.soft_labels else None,
                 "mae": options.mae if options.mae in ("small", "train") else mae and mae.name,
             },
             "creator": f"dqcodec {__version__}, Pillow {pillow}",
@@ -132,6 +132,11 @@ def write(draft: Draft, samples: Samples, coded: Coded, writer: Output) -> Heade
             samples.write(part.places, file)
             headers.append(file.finish(*draft.content(part, options)))
     return writer.finish(headers)
+
+
+def _last(path: str) -> str:
+    """The last part of a path, as JSON can hold it: names of files need not be UTF-8."""
+    return Path(path).name.encode(errors="replace").decode()
 
 
 def _rounded(values: Array) -> Array:
