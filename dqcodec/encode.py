@@ -145,8 +145,10 @@ def encode(
         if proxy is not None and images.drops:
             with run.stage("patch scores"):
                 masks = keep_patches(images, proxy, kept, run)
-        with run.stage("soft labels"):
-            soft_labels = soften.soft_labels(images, proxy, kept, run)
+        soft_labels = {}
+        if images.options.soft_labels is not None:
+            with run.stage("soft labels"):
+                soft_labels = soften.soft_labels(images, proxy, kept, run)
         if budget is not None and images.bits.mean is None:
             with run.stage("budget"):
                 draft = Draft(images, kept, masks, selection, quick_packer(images), None, mae, soft_labels, run)
