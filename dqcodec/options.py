@@ -163,7 +163,7 @@ class EncodeOptions:
 # By name. The papers' ones keep pixels: DQ drops patches and does not quantize, ADQ gives samples their own widths.
 PRESETS = {
     "balanced": EncodeOptions(),
-    "smallest": EncodeOptions(keep=0.25, transform="dct", bits=2.5, soft_labels="proxy"),
+    "smallest": EncodeOptions(keep=0.25, transform="dct", bits=2.5),
     "paper-dq": EncodeOptions(keep=0.6, drop=0.25, method="dq", transform="pixel", bits=8),
     "paper-adq": EncodeOptions(keep=0.6, drop=0.25, method="adq", transform="pixel", bits="auto:6"),
 }
