@@ -89,6 +89,18 @@ def rebuild(tmp_path: Path) -> Rebuild:
     return write
 
 
+def write_index(folder: Path, count: int) -> None:
+    """An index that is right for the parts in a folder, whether they belong together or not."""
+    from dqcodec.container.reader import Reader
+    from dqcodec.container.shards import Part, index_json, part_name
+
+    parts = []
+    for number in range(count):
+        with Reader(folder / part_name(number)) as reader:
+            parts.append(Part(part_name(number), len(reader), reader.header.fingerprint))
+    (folder / "index.json").write_bytes(index_json(parts))
+
+
 def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
     """Equal shape, dtype and values."""
     assert found.shape == expected.shape

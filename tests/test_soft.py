@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, noisy_folder
+from conftest import GOLDEN, noisy_folder, write_index
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import dqcodec
 from dqcodec import DQZDataset, DQZLoader, EncodeOptions, FormatError, OptionError, OutputError, encode
 from dqcodec.container.reader import Reader
-from dqcodec.container.shards import Part, index_json, part_name
+from dqcodec.container.shards import part_name
 from dqcodec.container.spec import SHARES, array_json
 from dqcodec.models import proxy
 from dqcodec.soft import MOST, OWN, TEMPERATURE, largest, soften, spread
@@ -161,11 +161,7 @@ def test_parts_with_another_number_of_them(rebuild, tmp_path):
     one = {"soft/class": np.ones((6, 1), np.uint8), "soft/share": np.ones((6, 1), np.uint8)}
     (folder / part_name(0)).write_bytes(SOFT.read_bytes())
     (folder / part_name(1)).write_bytes(rebuild(SOFT, members(one)).read_bytes())
-    parts = []
-    for number in range(2):
-        with Reader(folder / part_name(number)) as reader:
-            parts.append(Part(part_name(number), len(reader), reader.header.fingerprint))
-    (folder / "index.json").write_bytes(index_json(parts))
+    write_index(folder, 2)
     with pytest.raises(FormatError, match=r"part-00001\.dqz: it does not belong to part-00000\.dqz"):
         dqcodec.open(folder)
 

@@ -298,7 +298,7 @@ class DQZDataset(Dataset[Any]):
         except FormatError as error:
             if self.on_error == "raise" or error.sample not in wanted:
                 raise
-            first = error
+            last = error
         damaged = set()
         for index in dict.fromkeys(wanted):  # each by itself: there may be many, and a batch names one
             try:
@@ -306,13 +306,14 @@ class DQZDataset(Dataset[Any]):
             except FormatError as error:
                 if error.sample != index:
                     raise
+                last = error
                 damaged.add(index)
                 self.skipped.add(index)
                 if self.on_error == "warn":
                     warnings.warn(f"left out: {error}", RuntimeWarning, stacklevel=2)
         left = [index for index in wanted if index not in damaged]
         if not left:
-            raise first
+            raise last
         return task(left)
 
     def _samples(self, batch: Decoded | DecodedRecords) -> list[Any]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import noisy_folder
+from conftest import noisy_folder, write_index
 from torch.utils.data import DataLoader
 
 import dqcodec
@@ -193,14 +193,7 @@ def test_parts_that_do_not_belong_together(photos, shards, tmp_path, quick_proxy
     mixed.mkdir()
     shutil.copy(shards / part_name(0), mixed / part_name(0))
     shutil.copy(other / part_name(1), mixed / part_name(1))
-    from dqcodec.container.reader import Reader
-    from dqcodec.container.shards import Part, index_json
-
-    parts = []
-    for number in range(2):
-        with Reader(mixed / part_name(number)) as reader:
-            parts.append(Part(part_name(number), len(reader), reader.header.fingerprint))
-    (mixed / "index.json").write_bytes(index_json(parts))
+    write_index(mixed, 2)
     with pytest.raises(FormatError, match=r"part-00001\.dqz: it does not belong to part-00000\.dqz"):
         dqcodec.open(mixed)
 

@@ -288,7 +288,7 @@ def test_damaged_samples_in_a_data_loader(damaged, workers):
     for wanted in (dataset, dataset.packed):
         with pytest.raises(ChecksumError, match="sample 9"):
             wanted[9]
-        with pytest.raises(ChecksumError, match="sample 9"):
+        with pytest.raises(ChecksumError, match="sample 10"):
             wanted.__getitems__([9, 10])
     with pytest.raises(ChecksumError, match="sample 9"):
         list(DataLoader(DQZDataset(damaged).packed, 4, num_workers=workers))
