@@ -1,13 +1,17 @@
-"""Decoding the transform dct on a GPU: the part in torch on the CPU; the kernel in numba's simulator, in a process."""
+"""Decoding the transform dct on a GPU: the part in torch on the CPU; the kernel in numba's simulator, in a process, and
+compiled for a GPU that need not be there."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import torch
+from numba import cuda
 from test_dct import form, picture
 
 from dqcodec.codec.dct import coder, reference
@@ -28,6 +32,36 @@ def test_the_kernel_in_the_simulator():
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     child = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent.parent)
     assert child.returncode == 0, child.stdout + child.stderr
+
+
+def test_the_kernel_compiles(monkeypatch):
+    """The simulator checks no types, the compiler does; and threads keep everything in registers."""
+    from dqcodec.codec.dct import gpu
+
+    ability = 9, 0
+    device = SimpleNamespace(compute_capability=ability)  # numba asks the driver, for functions that a kernel calls
+    monkeypatch.setattr("numba.cuda.dispatcher.get_current_device", lambda: device)
+    shape, n, rows = form(83, 62, 3, 16), 2, 3
+
+    def arrays(values, *before):
+        """A named tuple with its arrays as the kernel takes them."""
+        new = {
+            name: np.zeros((*before, *part.shape), part.dtype)
+            for name, part in values._asdict().items()
+            if isinstance(part, np.ndarray)
+        }
+        return values._replace(**new)
+
+    arguments = (
+        np.zeros(8, np.uint8), np.zeros(4, np.uint16), np.zeros((n, 2), np.int64), np.zeros((n, 24), np.uint8), 0, 3,
+        arrays(shape.edges(), n), arrays(shape.order), arrays(shape.tables.coding), np.zeros((n, 2), np.int64),
+        np.zeros((n, rows, 8192), np.int32), np.zeros((n, rows, 4), np.int32), np.zeros((n, 18), np.int32),
+    )  # fmt: skip
+    signature = numba.types.void(*map(numba.typeof, arguments))
+    code, _ = cuda.compile(gpu.decode_rows.py_func, signature, cc=ability, device=False, abi="numba")
+    assert ".target sm_90" in code
+    assert ".entry" in code
+    assert ".local" not in code
 
 
 @pytest.mark.parametrize("channels", [3, 1])
