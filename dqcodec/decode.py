@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dqcodec import checks
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct import coder
 from dqcodec.codec.dct.filter import weights
@@ -133,8 +134,7 @@ class DQZFile(OpenFile):
         filter: bool = True,
         reader: Reader | ShardReader | None = None,
     ) -> None:
-        if not isinstance(filter, bool):
-            raise OptionError(f"filter: {filter!r}; expected True or False")
+        checks.boolean("filter", filter)
         super().__init__(path, cache, reader)
         self.filter = filter
         self._dct: coder.Format | None = None

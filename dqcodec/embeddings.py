@@ -8,6 +8,7 @@ FILE.npy            one row a record of the source, usable or not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.errors import OptionError
+from dqcodec.work import status
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,15 @@ def embedder(source: str, device: torch.device) -> Callable[[Sequence[str]], Arr
         return np.asarray(rows, np.float32)
 
     return embed
+
+
+def about(source: str) -> list[Any]:
+    """What a model is known by, so that embeddings of another are not taken for its own: versions, and its files."""
+    from dqcodec import __version__
+
+    versions = [version(name) for name in ("torch", "sentence-transformers") if find_spec(name.replace("-", "_"))]
+    place = _in_package(source.removeprefix(PACKAGE)) if source.startswith(PACKAGE) else source
+    return [__version__, *versions, status(Path(place))]
 
 
 def _in_package(name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dqcodec import features
+from dqcodec import checks, features
 from dqcodec.bits import Bits
 from dqcodec.container.shards import ShardWriter, bytes_on_disk
 from dqcodec.container.spec import Header
@@ -101,12 +101,7 @@ def encode(
             run.skip(name, reason)
     for place in (output, work):
         _check_outside(folder, place)
-    for name in ("features", "soft_labels"):
-        given = getattr(options, name)
-        if given is not None and Path(given).resolve() == Path(output).resolve():
-            raise OutputError(f"{output} is both the output and {name}; choose another name", path=output)
-    if work and Path(work).resolve() == Path(output).resolve():
-        raise OutputError(f"{work} is both the output and the work folder; choose two names", path=work)
+    checks.apart(output, {"the work folder": work, **options.inputs()})
     if options.keep != 1 and options.method != "random":  # what is wrong with them should be known now
         features.check_source(options.features, folder.names)
     if options.soft_labels is not None and len(folder.classes) == 1:

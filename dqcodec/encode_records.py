@@ -21,19 +21,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec import embeddings
+from dqcodec import checks, embeddings
 from dqcodec.codec import text
 from dqcodec.container.shards import ShardWriter, bytes_on_disk
 from dqcodec.container.spec import DICTIONARY, MAX_CLASSES, Header, plain_name
 from dqcodec.container.writer import Writer, size_of
-from dqcodec.errors import OptionError, OutputError, SourceError
+from dqcodec.errors import OptionError, SourceError
 from dqcodec.features import from_npy, torch_device
 from dqcodec.options import DEFAULT_BINS, TextOptions, idle, parse_size
 from dqcodec.parallel import ordered_map
 from dqcodec.run import Progress, Run
 from dqcodec.selection import Selection, select
 from dqcodec.sources.records import Records, scan, text_maker
-from dqcodec.stages.write import bin_columns, cut
+from dqcodec.stages.write import bin_columns, cut, last_name
 from dqcodec.work import Work
 
 Array = npt.NDArray[Any]
@@ -122,8 +122,7 @@ def encode_text(
     if not isinstance(options, TextOptions):
         raise OptionError(f"options: {type(options).__name__}; expected TextOptions, for records")
     options.check()
-    if Path(source).resolve() == Path(output).resolve():
-        raise OutputError(f"{output} is the source itself; choose another name", path=output)
+    checks.apart(output, {"the source": source, "the work folder": work, **options.inputs()})
     run = Run(workers, strict, progress)
     run.notes += idle(options)
     found = scan(source)
@@ -202,13 +201,15 @@ def embed(usable: Usable, options: TextOptions, device: str, work: Work, run: Ru
     if options.features.endswith(".npy"):
         rows = from_npy(options.features, usable.entries, "each record of the source, usable or not, in its order")
         return rows if len(usable) == len(rows) else rows[usable.places]
-    about = [usable.source.size, usable.source.time, str(usable.source.path.resolve()), options.text, options.features]
-    about.append(hashlib.sha256(usable.places.tobytes()).hexdigest())
+    chosen = hashlib.sha256(usable.places.tobytes()).hexdigest()
+    source, place = usable.source, torch_device(device)
+    about = [source.size, source.time, str(source.path.resolve()), options.text, chosen, place.type]
+    about += [options.features, embeddings.about(options.features)]
     as_text = text_maker(options.text)
     with work.rows("embeddings", about) as found:
         left = np.arange(found.done, len(usable))
         if left.size:
-            model = embeddings.embedder(options.features, torch_device(device))
+            model = embeddings.embedder(options.features, place)
             texts = (as_text(record) or "" for record in usable.records(left))
             while block := list(islice(texts, embeddings.BLOCK)):
                 found.append(model(block))
@@ -261,7 +262,7 @@ def write(
     from dqcodec import __version__
 
     stored = {name: value for name, value in asdict(options).items() if name != "shard_size"}
-    stored["features"] = Path(options.features).name if selection is not None else None
+    stored["features"] = last_name(options.features) if selection is not None else None
     about = {
         "source": {"records": len(usable), "bytes": usable.source.size, "skipped": len(run.skipped)},
         "encode": stored,
@@ -276,7 +277,6 @@ def write(
         own = kept[int(rows[0]) * frame : (int(rows[-1]) + 1) * frame]
         found = {"label": usable.labels[own], "source_index": usable.places[own], **shared}
         if selection is not None:
-            found["bin"] = selection.bin[own]
             found |= bin_columns(usable.labels, len(usable.classes), selection, own)
         return found
 

@@ -6,8 +6,10 @@ import gzip
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -54,26 +56,28 @@ def _export_images(file: DQZFile, folder: Path, fill: str, progress: Progress | 
             raise OptionError(f"target: {folder.name!r}; images are exported to a folder, this is the name of a file")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder} exists and is not an empty folder; choose another name", path=folder)
-        images = images_of(file, fill)
+        images, made = images_of(file, fill), hidden(folder)
         digits = len(str(len(file) - 1))
 
         def write(batch: range) -> int:
             for index, pixels in zip(batch, images(batch), strict=True):
                 name = file.classes[file.label[index]]
                 flat = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
-                Image.fromarray(flat).save(folder / name / f"{index:0{digits}d}.png")
+                Image.fromarray(flat).save(made / name / f"{index:0{digits}d}.png")
             return batch.stop
 
         try:
-            for name in file.classes:
-                (folder / name).mkdir(parents=True, exist_ok=True)
-            if progress:
-                progress("export", 0, len(file))  # the first image may wait until the decoder is compiled
-            for done in ordered_map(write, file.batches(), default_workers()):
+            with writing(folder):
+                for name in file.classes:
+                    (made / name).mkdir(parents=True)
                 if progress:
-                    progress("export", done, len(file))
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}", path=folder) from error
+                    progress("export", 0, len(file))  # the first image may wait until the decoder is compiled
+                for done in ordered_map(write, file.batches(), default_workers()):
+                    if progress:
+                        progress("export", done, len(file))
+                os.replace(made, folder)  # an empty folder, if one is there
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
         return len(file)
 
 
@@ -94,7 +98,7 @@ def _export_records(file: RecordFile, target: Path, progress: Progress | None) -
                 with _open_packed(temporary, target.suffix) as out:
                     out.write(before.encode())
                     for batch in file.batches():
-                        for index, record in zip(batch, file.records(batch), strict=True):
+                        for index, record in zip(batch, chain.from_iterable(file.pieces(batch)), strict=True):
                             out.write((between if index else "").encode() + _json(record, index))
                         if progress:
                             progress("export", batch.stop, len(file))

@@ -184,5 +184,6 @@ def torch_device(name: str) -> torch.device:
             raise RuntimeError("not a kind of device that is used here")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(f"device: {name!r} is not to be had here; allowed: auto, cpu, cuda, cuda:N, mps") from error
+        allowed = "auto, cpu, cuda, cuda:N, mps, as far as the machine has them"
+        raise OptionError(f"device: {name!r} is not to be had here; allowed: {allowed}") from error
     return device

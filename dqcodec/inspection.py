@@ -190,7 +190,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verification:
     except DQZError as error:
         return Verification(str(path), 0, (), (str(error),))
     with file:
-        decode = file.placed if isinstance(file, DQZFile) else file.records
+        decode = file.placed if isinstance(file, DQZFile) else lambda batch: sum(map(len, file.pieces(batch)))
         bad: list[tuple[int, str]] = []
         if progress:
             progress("verify", 0, len(file))  # the first sample may wait until the decoder is compiled

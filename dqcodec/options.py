@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqcodec import embeddings, features
+from dqcodec import checks, embeddings, features
 from dqcodec.bits import parse
 from dqcodec.codec.dct.tables import EFFORTS
 from dqcodec.container.spec import MAX_SIDE
@@ -47,8 +47,16 @@ def parse_size(name: str, text: int | str, source: int | None = None) -> int:
     return size
 
 
+class _Options:
+    def __post_init__(self) -> None:
+        """Numbers of numpy become Python's, which JSON knows."""
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
+
+
 @dataclass(frozen=True)
-class EncodeOptions:
+class EncodeOptions(_Options):
     """What decides the content of the file; the file stores it.
 
     keep      share of the samples that are kept, 0 < keep <= 1; "auto": as many as fit the target size at these bits
@@ -107,22 +115,17 @@ class EncodeOptions:
     soft_labels: str | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        """Numbers of numpy become Python's, which JSON knows."""
-        for name, value in vars(self).items():
-            if isinstance(value, np.generic):
-                object.__setattr__(self, name, value.item())
+    def inputs(self) -> dict[str, str]:
+        """The files that options name, by option."""
+        weights = self.features.partition("@")[2] if self.features.startswith("timm:") else self.features
+        mae = self.mae.removeprefix("file:") if self.mae.startswith("file:") else ""
+        found = {"features": weights, "mae": mae, "soft_labels": self.soft_labels or ""}
+        return {name: place for name, place in found.items() if place not in ("", "proxy")}
 
     def check(self) -> None:
         """Raise OptionError where a value is outside its range."""
-        for names, kinds, what in (
-            (("drop",), (int, float), "a number"),
-            (("bins", "size", "patch"), (int, type(None)), "a whole number or None"),
-            (("normalize",), (bool,), "True or False"),
-        ):
-            for name in names:
-                if not isinstance(getattr(self, name), kinds):
-                    raise OptionError(f"{name}: {getattr(self, name)!r}; expected {what}")
+        checks.number("drop", self.drop)
+        checks.boolean("normalize", self.normalize)
         if self.keep == AUTO and self.target_size is None:
             raise OptionError("keep: auto needs a target_size, which decides how many samples fit")
         if isinstance(self.keep, str) and self.keep != AUTO:
@@ -133,8 +136,8 @@ class EncodeOptions:
         check_bin_sizes(self.bin_sizes)
         if not 0 <= self.drop < 1:
             raise OptionError(f"drop: {self.drop}; allowed: 0 <= drop < 1")
-        if self.transform is not None and self.transform not in TRANSFORMS:
-            raise OptionError(f"transform: {self.transform!r}; allowed: {', '.join(TRANSFORMS)}")
+        if self.transform is not None:
+            checks.choice("transform", self.transform, TRANSFORMS)
         bits = parse("fixed" if self.bits is None else self.bits)
         if self.target_size is not None:
             parse_size("target_size", self.target_size, 1)
@@ -145,14 +148,11 @@ class EncodeOptions:
                 )
         if self.shard_size is not None:
             parse_size("shard_size", self.shard_size)
-        if self.effort not in EFFORTS:
-            raise OptionError(f"effort: {self.effort!r}; allowed: {', '.join(EFFORTS)}")
-        if self.size is not None and not 1 <= self.size <= MAX_SIDE:
-            raise OptionError(f"size: {self.size}; allowed: 1 to {MAX_SIDE}")
-        if self.resize not in RESIZES:
-            raise OptionError(f"resize: {self.resize!r}; allowed: {', '.join(RESIZES)}")
-        if self.patch is not None and not 1 <= self.patch <= MAX_SIDE:
-            raise OptionError(f"patch: {self.patch}; allowed: 1 to {MAX_SIDE}")
+        checks.choice("effort", self.effort, EFFORTS)
+        checks.choice("resize", self.resize, RESIZES)
+        for name in ("size", "patch"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name), 1, MAX_SIDE)
         features.check(self.features)
         if not isinstance(self.mae, str) or not re.fullmatch(r"small|train|(hf|file):.+", self.mae, re.S):
             raise OptionError(f"mae: {self.mae!r}; allowed: small, train, hf:OWNER/NAME, file:PATH")
@@ -170,7 +170,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class TextOptions:
+class TextOptions(_Options):
     """What decides the content of a file of records; the file stores it.
 
     keep      share of the records that are kept, 0 < keep <= 1
@@ -193,18 +193,24 @@ class TextOptions:
     bin_sizes: str = "equal"
     seed: int = 0
 
+    def inputs(self) -> dict[str, str]:
+        """The files that options name, by option."""
+        return {"features": self.features}
+
     def check(self) -> None:
         """Raise OptionError where a value is outside its range."""
         check_sampling(self.keep, self.method, self.seed, self.alpha)
         if self.bins is not None:
-            if not isinstance(self.bins, int) or isinstance(self.bins, bool):
-                raise OptionError(f"bins: {self.bins!r}; expected a whole number or None")
             check_bins(self.bins)
         check_bin_sizes(self.bin_sizes)
+        checks.boolean("normalize", self.normalize)
         if self.text is not None:
             template_parts(self.text)
         if self.label is not None and not isinstance(self.label, str):
             raise OptionError(f"label: {self.label!r}; expected the name of a field")
+        for name in ("text", "label"):
+            if (given := getattr(self, name)) is not None and given != given.encode(errors="replace").decode():
+                raise OptionError(f"{name}: {given!r}; expected text that UTF-8 can write")
         if not isinstance(self.features, str) or not self.features or re.match(r"proxy$|timm:", self.features):
             raise OptionError(
                 f"features: {self.features!r}; allowed for records: NAME of sentence-transformers, FOLDER, "

@@ -40,7 +40,7 @@ class RecordFile(OpenFile):
         return self.records([index])[0]
 
     def __iter__(self) -> Iterator[Record]:
-        return (record for batch in self.batches() for record in self.records(batch))
+        return (record for batch in self.batches() for some in self.pieces(batch) for record in some)
 
     def records(self, indices: Sequence[int] | Array, payloads: Sequence[bytes] | None = None) -> list[Record]:
         """Decode a batch; those of one frame together.
@@ -67,6 +67,20 @@ class RecordFile(OpenFile):
                 raise reader.error(index, f"its frame of records: {error}") from None
         return result
 
+    def pieces(self, indices: Sequence[int]) -> Iterator[list[Record]]:
+        """The records of a batch, some after another: few where they are large, so that they do not fill the memory."""
+        payloads, frame = self.reader.read(indices), self.reader.header.frame
+        first = total = 0
+        for k, payload in enumerate(payloads):
+            if k and indices[k] // frame == indices[k - 1] // frame:
+                continue
+            size = text.stated_size(payload)
+            if k > first and total + size > text.MAX_UNPACKED:
+                yield self.records(indices[first:k], payloads[first:k])
+                first, total = k, 0
+            total += size
+        yield self.records(indices[first:], payloads[first:])
+
     def to_arrow(self) -> Any:
         """All records as a pyarrow Table: a column a field, None where a record does not have it.
 
@@ -74,7 +88,7 @@ class RecordFile(OpenFile):
         """
         import pyarrow
 
-        records = [record for batch in self.batches() for record in self.records(batch)]
+        records = list(self)
         columns = {}
         for name in dict.fromkeys(name for record in records for name in record):
             try:

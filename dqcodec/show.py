@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dqcodec.container.writer import check_place, hidden, writing
 from dqcodec.decode import DQZFile, check_indices
-from dqcodec.errors import OptionError, OutputError, SourceError
+from dqcodec.errors import OptionError, SourceError
 from dqcodec.export import images_of
 from dqcodec.options import EncodeOptions
 
@@ -67,8 +67,7 @@ def show(
     output = Path(output)
     if output.suffix.lower() not in FORMATS:
         raise OptionError(f"output: {output.name!r}; allowed: names that end in {', '.join(FORMATS)}")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists; choose another name or add --overwrite", path=output)
+    check_place(output, overwrite)
     with DQZFile(path) as file:
         if indices is None:
             indices = np.unique(np.linspace(0, len(file) - 1, SHOWN).round().astype(int)).tolist()
@@ -84,14 +83,13 @@ def show(
         shown = [_facts(file, index, mask[k], filled[k], None if originals is None else originals[k])
                  for k, index in enumerate(wanted)]  # fmt: skip
         picture = _draw(file, shown, originals, _grey(images, mask, file.reader.header.grid), filled, fill)
-    temporary = output.with_name(f".{output.name}.part")
+    temporary = hidden(output)
     try:
-        picture.save(temporary, FORMATS[output.suffix.lower()])
-        temporary.replace(output)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"cannot write {output}: {error.strerror or error}", path=output) from error
+        with writing(output):
+            picture.save(temporary, FORMATS[output.suffix.lower()])
+            temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
     return shown
 
 

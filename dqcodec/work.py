@@ -188,6 +188,13 @@ class Rows:
         return len(_header(0, self._shape, self._dtype)) + rows * size
 
 
+def status(path: Path) -> list[tuple[str, int, int, int]]:
+    """Name, size and times of a file, or of all files in a folder: what is the same has, most likely, not changed."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    found = [(str(file), file.stat()) for file in files if file.is_file()]
+    return [(name, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for name, each in found]
+
+
 def _open(path: Path | None, scratch: Path) -> IO[bytes]:
     """To read and write; made where it is not there, and never cut."""
     if not path:

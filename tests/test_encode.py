@@ -232,9 +232,11 @@ def test_the_size_follows_the_data_and_enlarging_is_said(tmp_path):
         save(tmp_path / "src" / "a" / f"{k}.png", synthetic(k, side, side + 20, 3))
     result = encode(tmp_path / "src", tmp_path / "x.dqz", ALL)
     assert (result.options.size, result.options.patch) == (96, 8)
-    assert len(result.notes) == 1
+    assert len(result.notes) == 3
     assert result.notes[0].startswith("1 of 3 images are smaller than 96 pixels and were enlarged")
-    assert encode(tmp_path / "src", tmp_path / "y.dqz", EncodeOptions(keep=1, drop=0, size=64)).notes == ()
+    assert result.notes[1].startswith("2 of 3 images were reduced to 96 x 96 pixels, the largest from 150 x 130")
+    assert result.notes[2].startswith("3 of 3 images are not square and were squashed")
+    assert encode(tmp_path / "src", tmp_path / "y.dqz", EncodeOptions(size=64, resize="crop")).notes == ()
 
 
 def test_features_from_a_file(photo_folder, tmp_path):
@@ -345,9 +347,9 @@ def test_timm_models_that_cannot_be_had(photo_folder, tmp_path):
     [
         ({"keep": 0}, "keep: 0; allowed: 0 < keep <= 1"),
         ({"keep": 1.01}, "keep: 1.01"),
-        ({"bins": 0}, "bins: 0; allowed: 1 to 65536"),
-        ({"bins": "3"}, "bins: '3'; expected a whole number or None"),
-        ({"size": 32.0}, "size: 32.0; expected a whole number or None"),
+        ({"bins": 0}, "bins: 0; allowed: an integer, 1 to 65536"),
+        ({"bins": "3"}, "bins: 3; allowed: an integer, 1 to 65536"),
+        ({"size": 32.0}, "size: 32.0; allowed: an integer, 1 to 4096"),
         ({"drop": "x"}, "drop: 'x'; expected a number"),
         ({"normalize": "no"}, "normalize: 'no'; expected True or False"),
         ({"features": None}, "features: None; expected text"),
@@ -356,7 +358,7 @@ def test_timm_models_that_cannot_be_had(photo_folder, tmp_path):
         ({"drop": float("nan")}, "drop: nan"),
         ({"bits": 1}, "bits: 1; allowed: 2 to 8 bits, as in 6, auto:6, rank:6"),
         ({"bits": "auto:9"}, "bits: 'auto:9'"),
-        ({"size": 0}, "size: 0; allowed: 1 to 4096"),
+        ({"size": 0}, "size: 0; allowed: an integer, 1 to 4096"),
         ({"size": 5000}, "size: 5000"),
         ({"resize": "stretch"}, "resize: 'stretch'; allowed: squash, crop, pad"),
         ({"patch": 0}, "patch: 0"),
@@ -364,6 +366,8 @@ def test_timm_models_that_cannot_be_had(photo_folder, tmp_path):
         ({"size": 4096, "patch": 2}, "patch: 2 makes 4194304 patches; allowed: 65536"),
         ({"features": "resnet18"}, "features: 'resnet18'; allowed: proxy, timm:NAME, timm:NAME@WEIGHTS, FILE.npy"),
         ({"seed": -1}, "seed: -1"),
+        ({"seed": True}, "seed: True"),
+        ({"keep": True}, "keep: True"),
     ],
 )
 def test_wrong_options(photo_folder, tmp_path, options, message):

@@ -3,11 +3,14 @@
 import gzip
 import json
 import math
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -333,9 +336,69 @@ def test_encode_says_who_takes_records(tmp_path):
 def test_the_source_is_not_overwritten(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", alpaca(10))
     before = path.read_bytes()
-    with pytest.raises(dqcodec.OutputError, match="the source itself"):
+    with pytest.raises(dqcodec.OutputError, match="is both the output and the source; choose"):
         encode_text(path, path, TextOptions(keep=1), overwrite=True)
     assert path.read_bytes() == before
+
+
+def test_what_is_read_is_not_overwritten(tmp_path, features):
+    path = write_lines(tmp_path / "a.jsonl", alpaca(200))
+    before = Path(features).read_bytes()
+    options = TextOptions(keep=0.5, features=features)
+    with pytest.raises(dqcodec.OutputError, match="is both the output and features; choose another name"):
+        encode_text(path, features, options, overwrite=True)
+    assert Path(features).read_bytes() == before
+    with pytest.raises(dqcodec.OutputError, match="is both the output and the work folder"):
+        encode_text(path, tmp_path / "w", options, work=tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_options_as_numpy_has_them(tmp_path, features):
+    path = write_lines(tmp_path / "a.jsonl", alpaca(200))
+    options = TextOptions(np.float64(0.5), np.int64(3), features=features, seed=np.int64(1))
+    assert encode_text(path, tmp_path / "a.dqz", options).options == TextOptions(0.5, 3, features=features, seed=1)
+
+
+def test_names_that_are_not_utf8(tmp_path, features):
+    path = write_lines(tmp_path / "a.jsonl", alpaca(200))
+    odd = os.path.join(tmp_path, os.fsdecode(b"f\xff.npy"))
+    shutil.copy(features, odd)
+    encode_text(path, tmp_path / "a.dqz", TextOptions(keep=0.5, features=odd))
+    assert info(tmp_path / "a.dqz").encode["features"] == "f?.npy"
+    for wrong in ({"text": "{a\ud800}"}, {"label": "\ud800"}):
+        with pytest.raises(OptionError, match="expected text that UTF-8 can write"):
+            encode_text(path, tmp_path / "b.dqz", TextOptions(**wrong))
+
+
+def test_embeddings_of_another_model_are_made_anew(tmp_path, monkeypatch):
+    """A model folder whose files have changed is another model; what did not change is found."""
+    path = write_lines(tmp_path / "a.jsonl", alpaca(60))
+    (tmp_path / "model").mkdir()
+    calls = []
+
+    def embedder(source, device):
+        calls.append(source)
+        return lambda texts: np.array([[len(text), 1] for text in texts], np.float32)
+
+    monkeypatch.setattr("dqcodec.embeddings.embedder", embedder)
+    options = TextOptions(keep=0.5, bins=2, features=str(tmp_path / "model"))
+    for content, made in (("a", 1), ("a", 1), ("other", 2)):
+        (tmp_path / "model" / "weights").write_text(content) if made > len(calls) else None
+        encode_text(path, tmp_path / f"{content}.dqz", options, work=tmp_path / "work", overwrite=True)
+        assert len(calls) == made
+
+
+def test_large_records_are_unpacked_a_few_at_a_time(tmp_path, monkeypatch):
+    records = [{"n": n, "text": f"{n} " * (1 + 300 * (n % 3))} for n in range(40)]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    encode_text(path, tmp_path / "a.dqz")
+    with dqcodec.open(tmp_path / "a.dqz") as file:
+        most = 3000
+        monkeypatch.setattr(text, "MAX_UNPACKED", most)
+        pieces = list(file.pieces(range(40)))
+        assert [record for some in pieces for record in some] == records
+        assert len(pieces) > 10
+        assert max(sum(len(text.pack(record)) for record in some) for some in pieces) <= most
 
 
 # Reading and training

@@ -66,7 +66,7 @@ def test_what_is_refused(encoded, photo_folder, tmp_path):
         show(encoded, tmp_path / "x.png", [0] * 65)
     with pytest.raises(OptionError, match="fill: 'magic'; allowed: mae, smooth, mean, none"):
         show(encoded, tmp_path / "x.png", fill="magic")
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="no does not exist; create it first"):
         show(encoded, tmp_path / "no" / "x.png")
     assert not list(tmp_path.iterdir())
     (tmp_path / "x.png").write_bytes(b"mine")
@@ -100,3 +100,9 @@ def test_on_the_command_line(encoded, photo_folder, tmp_path):
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("Error: --index: sample 99 of ")
     assert json.loads(run("info", encoded, "--json").stdout)["mae"] == "small-4-1"
+
+
+def test_a_long_name(tmp_path):
+    output = tmp_path / ("n" * 250 + ".png")
+    show(RGB, output, [0])
+    assert list(tmp_path.iterdir()) == [output]

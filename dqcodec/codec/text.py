@@ -199,6 +199,15 @@ def _decompress(decompressor: Any, frame: bytes, form: int, limit: int) -> bytes
     return data
 
 
+def stated_size(frame: bytes) -> int:
+    """Bytes that a frame says it unpacks to, at most MAX_UNPACKED; 0 where it is damaged, which `decompress` tells."""
+    try:
+        stated = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+    except zstandard.ZstdError:
+        return 0
+    return min(int(stated.content_size), MAX_UNPACKED)
+
+
 def _extension(value: Any) -> Any:
     """What msgpack calls for what it has no type for."""
     if type(value) not in _WRITE:

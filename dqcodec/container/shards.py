@@ -5,6 +5,7 @@ Every part is a whole file by itself. The index says which parts belong together
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -65,7 +66,7 @@ def joined(header: Header, parts: Sequence[Part]) -> Header:
 def parse_index(data: bytes) -> tuple[Part, ...]:
     """The parts; FormatError where the index is not one."""
     value = spec.parse_json(data, INDEX)
-    if value.get("dqz_shards") != 1:
+    if not spec.same(value.get("dqz_shards"), 1):
         raise FormatError(f"{INDEX}: not an index of .dqz parts of version 1", member=INDEX)
     entries = value.get("parts")
     if not isinstance(entries, list) or not entries:
@@ -93,7 +94,11 @@ class ShardReader(Samples):
 
     def __init__(self, path: str | Path, cache: str | Path | None = None) -> None:
         self.path = storage.place(path)
-        self._index = parse_index(_read_index(self.path, cache))
+        index = _read_index(self.path, cache)
+        try:
+            self._index = parse_index(index)
+        except FormatError as error:
+            raise type(error)(f"{self.path}: {error}", path=self.path, member=INDEX) from None
         self.parts: list[Reader] = []
         self.close = weakref.finalize(self, _close, self.parts)
         try:
@@ -108,7 +113,7 @@ class ShardReader(Samples):
             raise FormatError(f"{self.path}: {self._starts[-1]} samples; allowed: {spec.MAX_SAMPLES}")
         self.header = joined(first.header, self._index)
         self.columns = {name: self._column(name) for name in first.columns if name not in _ONLY_PARTS}
-        self.size = sum(part.size for part in self.parts) + len(index_json(self._index))
+        self.size = sum(part.size for part in self.parts) + len(index)
         self.sizes = {name: sum(part.sizes.get(name, 0) for part in self.parts) for name in first.sizes}
         self.identity = hashlib.sha256("".join(part.identity for part in self.parts).encode()).hexdigest()
 
@@ -120,6 +125,13 @@ class ShardReader(Samples):
         except FileNotFoundError:
             raise FormatError(
                 f"{where}: missing, {INDEX} names it; copy the whole folder", path=where, member=INDEX
+            ) from None
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            count = f"its {len(self._index):,} parts stay open, and the system allows this process fewer files"
+            raise OSError(
+                errno.EMFILE, f"{count}: raise that limit (ulimit -n), or encode with a larger --shard-size", str(where)
             ) from None
         reason = ""
         if part.header.frame > 1 and stated is not self._index[-1] and len(part) % part.header.frame:

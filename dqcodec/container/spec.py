@@ -365,9 +365,9 @@ def parse_array_json(data: bytes, member: str) -> tuple[tuple[int, ...], str, bo
         raise FormatError(f"{member}: data_type {str(dtype)[:80]!r}; allowed: {', '.join(DTYPES)}", member=member)
     for compressed in (False, True):
         expected = json.loads(array_json(tuple(shape), dtype, compressed))
-        same = all(_same(value.get(key), expected[key]) for key in expected if key not in ("codecs", "attributes"))
+        fits = all(same(value.get(key), expected[key]) for key in expected if key not in ("codecs", "attributes"))
         plain = value.get("storage_transformers", []) == []
-        if same and plain and _same_codecs(value.get("codecs"), expected["codecs"]):
+        if fits and plain and _same_codecs(value.get("codecs"), expected["codecs"]):
             return tuple(shape), dtype, compressed
     message = f"{member}: not an array of one little-endian chunk with the codecs bytes or bytes, gzip"
     raise FormatError(message, member=member)
@@ -380,19 +380,19 @@ def _same_codecs(found: Any, expected: list[dict[str, Any]]) -> bool:
     found = [dict(codec) for codec in found]
     if found and "configuration" not in expected[0] and found[0].get("configuration") == {"endian": "little"}:
         del found[0]["configuration"]
-    if len(found) == 2 and any(_same(found[1].get("configuration"), {"level": level}) for level in range(10)):
+    if len(found) == 2 and any(same(found[1].get("configuration"), {"level": level}) for level in range(10)):
         found[1]["configuration"] = {"level": 9}
-    return _same(found, expected)
+    return same(found, expected)
 
 
-def _same(found: Any, expected: Any) -> bool:
+def same(found: Any, expected: Any) -> bool:
     """Equality of JSON values, where 1, 1.0 and true differ."""
     return json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
 def is_group(value: Mapping[str, Any]) -> bool:
     """Whether a `zarr.json` is that of a Zarr v3 group."""
-    return _same(value.get("zarr_format"), 3) and value.get("node_type") == "group"
+    return same(value.get("zarr_format"), 3) and value.get("node_type") == "group"
 
 
 def parse_json(data: bytes, member: str) -> dict[str, Any]:
@@ -432,7 +432,7 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 def _check_version(version: str) -> None:
-    match = re.fullmatch(r"(0|[1-9]\d{0,3})\.(0|[1-9]\d{0,3})", version)
+    match = re.fullmatch(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})", version)
     if not match:
         raise FormatError(f"zarr.json: version {version[:20]!r} is not MAJOR.MINOR", member=ROOT)
     if int(match[1]) != VERSION[0]:

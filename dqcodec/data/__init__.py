@@ -1,1 +1,1 @@
-"""Training from a .dqz: the torch Dataset (`dataset`)."""
+"""Training from a .dqz: the torch Dataset (`dataset`), the loader of batches (`loader`) and what they need."""

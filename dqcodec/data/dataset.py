@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from dqcodec import memory
+from dqcodec import checks, memory
 from dqcodec.codec import quantize
 from dqcodec.codec.dct import coder
 from dqcodec.container.spec import MAE as MAE_COLUMN
@@ -37,6 +37,7 @@ from dqcodec.data import dct
 from dqcodec.decode import DQZFile, check_index, check_indices
 from dqcodec.decode import open as open_dqz
 from dqcodec.errors import FormatError, OptionError
+from dqcodec.features import torch_device
 from dqcodec.models import checkpoints
 from dqcodec.models.mae import MAE
 from dqcodec.patches import join, split
@@ -126,15 +127,14 @@ class DQZDataset(Dataset[Any]):
         on_error: str = "raise",
         cache: str | Path | None = None,
     ) -> None:
-        check_choice("fill", fill, FILLS)
-        check_choice("on_error", on_error, ON_ERROR)
-        if not isinstance(soft_labels, bool):
-            raise OptionError(f"soft_labels: {soft_labels!r}; expected True or False")
+        checks.choice("fill", fill, FILLS)
+        checks.choice("on_error", on_error, ON_ERROR)
+        checks.boolean("soft_labels", soft_labels)
         if mae is not None and fill != "mae":
             raise OptionError(f'mae: given with fill={fill!r}; only fill="mae" uses it')
         self.file: DQZFile | RecordFile = open_dqz(path, cache, filter)
         self.transform, self.target_transform = transform, target_transform
-        self.device = torch.device(device or "cpu")
+        self.device = torch_device(str(device or "cpu"))
         if self.is_text:
             given = {
                 "target_transform": target_transform,
@@ -358,12 +358,6 @@ class Packed(Dataset[tuple[int, bytes]]):
         """Samples of a batch, without damaged ones as the dataset's `on_error` says."""
         read = self.dataset.file.reader.read
         return self.dataset._undamaged(indices, lambda wanted: list(zip(wanted, read(wanted), strict=True)))
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """OptionError where an option has none of its values."""
-    if value not in allowed:
-        raise OptionError(f"{name}: {value!r}; allowed: {', '.join(allowed)}")
 
 
 def place(levels: Tensor, scale: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -14,7 +14,6 @@ interpreter lock; no process is forked and no memory shared.
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,9 +25,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from dqcodec.data.dataset import ON_ERROR, Decoded, DecodedRecords, DQZDataset, check_choice
+from dqcodec import checks
+from dqcodec.data.dataset import ON_ERROR, Decoded, DecodedRecords, DQZDataset
 from dqcodec.data.order import permutation, share
 from dqcodec.errors import FormatError, OptionError
+from dqcodec.features import torch_device
 from dqcodec.parallel import alone, default_workers, ordered_map
 
 Array = npt.NDArray[Any]
@@ -86,13 +87,13 @@ class DQZLoader:
         on_error: str | None = None,
     ) -> None:
         self.dataset = _dataset(dataset, device, on_error)
-        self.batch_size = _number("batch_size", batch_size, 1)
-        self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
-        self.seed = _number("seed", seed, 0, MAX_SEED)
+        self.batch_size = checks.integer("batch_size", batch_size, 1)
+        self.shuffle, self.drop_last = checks.boolean("shuffle", shuffle), checks.boolean("drop_last", drop_last)
+        self.seed = checks.integer("seed", seed, 0, MAX_SEED)
         self.transform = transform
         self._ranks = _ranks(world_size, rank)
-        self.workers = _number("workers", default_workers() if workers is None else workers, 1)
-        self.prefetch = _number("prefetch", prefetch, 1)
+        self.workers = checks.integer("workers", default_workers() if workers is None else workers, 1)
+        self.prefetch = checks.integer("prefetch", prefetch, 1)
         self.epoch = 0
         self._position = 0  # of the epoch's samples, taken by all ranks together
         self._made = 0  # iterators; each has its number
@@ -133,7 +134,7 @@ class DQZLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter` is that epoch: from its beginning, or from where a loaded state stands in it."""
-        epoch = _number("epoch", epoch, 0, MAX_EPOCH)
+        epoch = checks.integer("epoch", epoch, 0, MAX_EPOCH)
         if epoch != self.epoch or self._run is not None:
             self.epoch, self._position, self._run, self._latest = epoch, 0, None, self._made
 
@@ -160,9 +161,9 @@ class DQZLoader:
             )
         if state["shuffle"] is not self.shuffle:
             raise OptionError(f"state: made with shuffle={state['shuffle']}, this loader has shuffle={self.shuffle}")
-        seed = _number("state: seed", state["seed"], 0, MAX_SEED)
-        epoch = _number("state: epoch", state["epoch"], 0, MAX_EPOCH)
-        position = _number("state: position", state["position"], 0, len(self.dataset))
+        seed = checks.integer("state: seed", state["seed"], 0, MAX_SEED)
+        epoch = checks.integer("state: epoch", state["epoch"], 0, MAX_EPOCH)
+        position = checks.integer("state: position", state["position"], 0, len(self.dataset))
         self.seed, self.epoch, self._position, self._run, self._latest = seed, epoch, position, None, self._made
 
     def __iter__(self) -> Iterator[Any]:
@@ -266,10 +267,10 @@ def _dataset(given: DQZDataset | str | Path, device: str | torch.device | None, 
     own = copy.copy(given)  # shares the open file
     own.skipped = set()
     if on_error is not None:
-        check_choice("on_error", on_error, ON_ERROR)
+        checks.choice("on_error", on_error, ON_ERROR)
         own.on_error = on_error
     if device is not None and not own.is_text:
-        own.device, own._model = torch.device(device), None
+        own.device, own._model = torch_device(str(device)), None
     return own
 
 
@@ -279,18 +280,5 @@ def _ranks(world_size: int | None, rank: int | None) -> tuple[int, int] | None:
         raise OptionError("rank, world_size: give both or none")
     if world_size is None or rank is None:
         return None
-    world_size = _number("world_size", world_size, 1)
-    return world_size, _number("rank", rank, 0, world_size - 1)
-
-
-def _number(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """An integer in low..high."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = low - 1
-    if isinstance(value, bool) or number < low or (high is not None and number > high):
-        allowed = f"at least {low}" if high is None else f"{low} to {high}"
-        shown = str(value)[:40] if abs(number) < 10**40 else "a larger number"  # Python refuses to write the largest
-        raise OptionError(f"{name}: {shown}; allowed: an integer, {allowed}")
-    return number
+    world_size = checks.integer("world_size", world_size, 1)
+    return world_size, checks.integer("rank", rank, 0, world_size - 1)

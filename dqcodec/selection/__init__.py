@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dqcodec import checks
 from dqcodec.errors import OptionError
 from dqcodec.run import Progress
 from dqcodec.selection import scores
@@ -165,14 +166,11 @@ def _contrast() -> Any:
 
 
 def check_sampling(keep: float, method: str, seed: int, alpha: float) -> None:
-    for name, value in (("keep", keep), ("alpha", alpha)):
-        if not isinstance(value, int | float | np.integer | np.floating):
-            raise OptionError(f"{name}: {value!r}; expected a number")
+    checks.number("keep", keep)
+    checks.number("alpha", alpha)
     if not 0 < keep <= 1:
         raise OptionError(f"keep: {keep}; allowed: 0 < keep <= 1, the share to keep")
-    if method not in METHODS:
-        raise OptionError(f"method: {method!r}; allowed: {', '.join(METHODS)}")
-    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise OptionError(f"seed: {seed}; allowed: 0 to 2^63 - 1")
+    checks.choice("method", method, METHODS)
+    checks.integer("seed", seed, 0, 2**63 - 1)
     if not 0 <= alpha <= 1:
         raise OptionError(f"alpha: {alpha}; allowed: 0 <= alpha <= 1")

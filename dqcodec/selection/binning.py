@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dqcodec import checks
 from dqcodec.errors import OptionError
 from dqcodec.parallel import default_workers, ordered_map
 from dqcodec.run import Progress
@@ -140,8 +141,7 @@ def check_labels(labels: npt.ArrayLike | None, samples: int) -> Array:
 
 
 def check_bins(bins: int, samples: int | None = None, classes: int = 1) -> None:
-    if not isinstance(bins, int | np.integer) or not 1 <= bins <= MAX_BINS:
-        raise OptionError(f"bins: {bins}; allowed: 1 to {MAX_BINS}")
+    checks.integer("bins", bins, 1, MAX_BINS)
     if samples is not None and bins > samples:
         raise OptionError(f"bins: {bins} for {samples} samples; allowed here: 1 to {min(samples, MAX_BINS)}")
     if bins * classes > MAX_CLASS_BINS:

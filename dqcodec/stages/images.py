@@ -27,7 +27,7 @@ from dqcodec.selection.binning import check_bins
 from dqcodec.soft import PROXY
 from dqcodec.sources.folder import Folder
 from dqcodec.sources.images import Probe, default_patch, default_size, probe, read, thumbnail
-from dqcodec.work import Rows, Work
+from dqcodec.work import Rows, Work, status
 
 if TYPE_CHECKING:
     import torch
@@ -162,11 +162,9 @@ class Images:
         if source == "proxy":
             return self.about_proxy
         path = Path(source if source.endswith(".npy") else source.partition("@")[2])
-        status = path.stat() if path.is_file() else None
-        file = [status.st_size, status.st_mtime_ns, status.st_ctime_ns] if status else []
         networks = ("torch", "timm") if find_spec("torch") else ()
         place = self.place.type if networks else "cpu"
-        return [self.about, str(path), source, file, place, *(version(name) for name in networks)]
+        return [self.about, str(path), source, status(path), place, *(version(name) for name in networks)]
 
     @cached_property
     def about_bins(self) -> list[Any]:
@@ -220,11 +218,8 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
     transform = options.transform or ("dct" if size >= DCT_SIZE and fits else "pixel")
     if transform == "dct" and not fits:
         raise OptionError(f"patch: {patch} with dropped patches; allowed with dct: multiples of 4; with pixel: any")
+    run.notes += _resized(probes, size, options)
     options = replace(options, size=size, patch=patch, transform=transform)
-    small = sum(min(found.width, found.height) < size for found in probes)
-    if small:
-        counts = f"{small:,} of {len(probes):,} images are smaller than {size} pixels"
-        run.notes.append(f"{counts} and were enlarged; choose a smaller --size to avoid that")
     channels = max(found.channels for found in probes)
     images = Images(folder, usable, options, size, patch, channels, device, work)
     images = images.having(bits=str(_bits(images, run)))
@@ -234,6 +229,29 @@ def look(folder: Folder, options: EncodeOptions, device: str, work: Work, run: R
     if images.needs_proxy or (images.selects and by_network):
         _ = images.place  # a device that is not to be had should be known now
     return images
+
+
+def _resized(probes: list[Probe], size: int, options: EncodeOptions) -> list[str]:
+    """Sentences on what becomes of images of other sizes and shapes."""
+    found, total = [], f"of {len(probes):,} images"
+    small = sum(min(each.width, each.height) < size for each in probes)
+    if small:
+        found.append(
+            f"{small:,} {total} are smaller than {size} pixels and were enlarged; a smaller --size avoids that"
+        )
+    large = [each for each in probes if min(each.width, each.height) > size]
+    if large and options.size is None:
+        most = max(large, key=lambda each: each.width * each.height)
+        found.append(
+            f"{len(large):,} {total} were reduced to {size} x {size} pixels, the largest from "
+            f"{most.width} x {most.height}; a larger --size keeps more of them"
+        )
+    oblong = sum(each.width != each.height for each in probes)
+    if oblong and options.resize == "squash":
+        found.append(
+            f"{oblong:,} {total} are not square and were squashed; --resize crop or pad keeps their proportions"
+        )
+    return found
 
 
 def _bits(images: Images, run: Run) -> Bits:

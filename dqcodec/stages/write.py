@@ -107,8 +107,8 @@ class Draft:
             "source": {"images": len(images), "bytes": images.bytes, "skipped": len(self.run.skipped)},
             "encode": {
                 **{name: value for name, value in asdict(options).items() if name not in _NOT_STORED},
-                "features": _last(options.features) if images.selects else None,
-                "soft_labels": _last(options.soft_labels) if options.soft_labels else None,
+                "features": last_name(options.features) if images.selects else None,
+                "soft_labels": last_name(options.soft_labels) if options.soft_labels else None,
                 "mae": options.mae if options.mae in ("small", "train") else mae and mae.name,
             },
             "creator": f"dqcodec {__version__}, Pillow {pillow}",
@@ -134,7 +134,7 @@ def write(draft: Draft, samples: Samples, coded: Coded, writer: Output) -> Heade
     return writer.finish(headers)
 
 
-def _last(path: str) -> str:
+def last_name(path: str) -> str:
     """The last part of a path, as JSON can hold it: names of files need not be UTF-8."""
     return Path(path).name.encode(errors="replace").decode()
 
@@ -153,15 +153,20 @@ def cut(lengths: Array, size: Callable[[Array], int], most: int) -> list[Array]:
     size     of a file with these ranges
     returns  the numbers of the ranges in each part; OptionError where one alone is too large
     """
+
+    def fits(rows: Array) -> bool:
+        found = size(rows)
+        if found > most and len(rows) == 1:
+            raise OptionError(f"shard_size: {most} is too small; one sample alone makes a file of {found:,} bytes")
+        return found <= most
+
     ends = np.cumsum(lengths)
-    least = size(np.array([int(lengths.argmax())]))
-    if least > most:
-        raise OptionError(f"shard_size: {most} is too small; one sample alone makes a file of {least:,} bytes")
+    fits(np.array([int(lengths.argmax())]))  # most likely the largest, so that no time is lost on what cannot be done
     count = -(-size(np.arange(len(ends))) // most)
     while True:
         cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count)
         parts = [rows for rows in np.split(np.arange(len(ends)), cuts) if len(rows)]
-        if max(map(size, parts)) <= most:
+        if all(map(fits, parts)):
             return parts
         count += 1 + count // 20
 

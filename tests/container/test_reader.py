@@ -386,6 +386,7 @@ def test_unknown_members_are_ignored(rebuild):
         ({"fingerprint": "xyz"}, "fingerprint"),
         ({"version": 1}, "version"),
         ({"version": "1"}, "not MAJOR.MINOR"),
+        ({"version": "1.1٣"}, "not MAJOR.MINOR"),
         ({"requires": []}, "requires does not list the transform 'pixel'"),
         ({"classes": ["a\x9b", "b", "c"]}, "cannot be a folder name"),
         ({"classes": ["字" * 86, "b", "c"]}, "cannot be a folder name"),

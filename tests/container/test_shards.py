@@ -17,6 +17,7 @@ import dqcodec
 from dqcodec import DQZDataset, DQZLoader, EncodeOptions, FormatError, OptionError, OutputError, encode
 from dqcodec.container.shards import part_name
 from dqcodec.inspection import info, verify
+from dqcodec.stages.write import cut
 
 COUNT = 40
 LIMIT = 16_000
@@ -276,3 +277,39 @@ except dqcodec.OutputError as error:
     assert done.stderr == ""
     assert "cannot write" in done.stdout
     assert os.listdir(tmp_path) == []
+
+
+def test_a_sample_that_is_alone_too_large():
+    """Which one makes the largest file is not always the one with the longest payload."""
+    sizes = np.array([50, 90, 80])
+    for lengths in ([9, 8, 7], [7, 9, 8]):
+        with pytest.raises(OptionError, match="shard_size: 85 is too small; one sample alone makes a file of 90 bytes"):
+            cut(np.array(lengths), lambda rows: int(sizes[rows].sum()), 85)
+        parts = cut(np.array(lengths), lambda rows: int(sizes[rows].sum()), 140)
+        assert [rows.tolist() for rows in parts] in ([[0, 1], [2]], [[0], [1], [2]])
+
+
+def test_an_index_that_is_not_quite_one(copy):
+    index = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps(index, indent=7))
+    with dqcodec.open(copy) as file:  # spaced otherwise, it is the same
+        assert file.reader.size == sum(path.stat().st_size for path in copy.iterdir())
+    for wrong in (True, 1.0, "1", 2):
+        (copy / "index.json").write_text(json.dumps({**index, "dqz_shards": wrong}))
+        with pytest.raises(FormatError, match="not an index of .dqz parts of version 1") as caught:
+            dqcodec.open(copy)
+        assert caught.value.path == str(copy)
+        assert str(caught.value).startswith(str(copy))
+
+
+def test_more_parts_than_a_process_may_open(shards):
+    script = """if True:
+        import resource, sys, dqcodec
+        resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))
+        try:
+            dqcodec.open(sys.argv[1])
+        except OSError as error:
+            print(error)
+    """
+    child = subprocess.run([sys.executable, "-c", script, shards], capture_output=True, text=True)
+    assert "parts stay open, and the system allows this process fewer files: raise that limit" in child.stdout, child

@@ -238,6 +238,9 @@ def test_a_model_that_is_not_here(encoded, rebuild):
         ({"fill": "median"}, "fill: 'median'; allowed: mae, smooth, mean, none"),
         ({"fill": "mean", "mae": "x.safetensors"}, 'only fill="mae" uses it'),
         ({"mae": "x.safetensors"}, "cannot read x.safetensors"),
+        ({"device": "nonsense"}, "device: 'nonsense' is not to be had here; allowed: auto"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' is not to be had here"),
+        ({"soft_labels": 1}, "soft_labels: 1; expected True or False"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -247,7 +250,9 @@ def test_wrong_arguments(arguments, message):
 
 def test_another_device_is_refused_in_workers():
     """`meta` stands for any device that is not the CPU."""
-    loader = DataLoader(DQZDataset(RGB, device="meta"), 4, num_workers=1)
+    dataset = DQZDataset(RGB)
+    dataset.device = torch.device("meta")
+    loader = DataLoader(dataset, 4, num_workers=1)
     with pytest.raises(OptionError, match="meta cannot be used in DataLoader workers; set num_workers=0"):
         list(loader)
 

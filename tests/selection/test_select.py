@@ -176,7 +176,7 @@ def test_split_by_hand():
         ({"keep": 0}, "keep: 0; allowed: 0 < keep <= 1"),
         ({"keep": 1.5}, "keep: 1.5"),
         ({"keep": float("nan")}, "keep: nan"),
-        ({"bins": 0}, "bins: 0; allowed: 1 to 65536"),
+        ({"bins": 0}, "bins: 0; allowed: an integer, 1 to 65536"),
         ({"bins": 2.5}, "bins: 2.5"),
         ({"bins": 4}, "bins: 4 for 3 samples; allowed here: 1 to 3"),
         ({"seed": -1}, "seed: -1"),

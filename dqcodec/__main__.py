@@ -1,0 +1,5 @@
+"""python -m dqcodec: the command line."""
+
+from dqcodec.cli import main
+
+main()
