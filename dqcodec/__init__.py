@@ -5,6 +5,7 @@ dqcodec.encode_text("alpaca.json", "out.dqz")   records of text -> one file
 dqcodec.DQZDataset("out.dqz")              a torch Dataset (needs torch)
 dqcodec.DQZLoader("out.dqz", 128)          batches on the device, decoded by threads (needs torch)
 dqcodec.to_float                           their transform from uint8 to 0..1 (needs torch)
+dqcodec.each(transform)                    a transform of single images as one of batches (needs torch)
 dqcodec.open("out.dqz")                    numpy arrays, for edge devices
 dqcodec.select(features, labels)           dataset quantization by itself
 """
@@ -34,7 +35,7 @@ from dqcodec.selection import Selection, select
 if TYPE_CHECKING:
     from dqcodec.data.dataset import DQZDataset
     from dqcodec.data.loader import DQZLoader
-    from dqcodec.data.transforms import to_float
+    from dqcodec.data.transforms import each, to_float
     from dqcodec.encode_records import TextResult, encode_text
     from dqcodec.records import RecordFile
 
@@ -57,6 +58,7 @@ __all__ = [
     "TextResult",
     "TruncatedError",
     "UnsupportedFeatureError",
+    "each",
     "encode",
     "encode_text",
     "open",
@@ -70,6 +72,7 @@ _LAZY = {  # what needs more packages than reading images does
     "DQZLoader": "dqcodec.data.loader",
     "RecordFile": "dqcodec.records",
     "TextResult": "dqcodec.encode_records",
+    "each": "dqcodec.data.transforms",
     "encode_text": "dqcodec.encode_records",
     "to_float": "dqcodec.data.transforms",
 }

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from dqcodec import memory
 from dqcodec.errors import OptionError
+
+
+def each(transform: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    """A transform of one image, (C, H, W), as one of a batch: random ones, as torchvision's, draw anew for every image.
+
+    Called with the batch itself they would do the same to all of its images. Results of one batch have one shape.
+    """
+    return partial(_each, transform)
+
+
+def _each(transform: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    return torch.stack([transform(image) for image in images])
 
 
 def to_float(images: Tensor) -> Tensor:

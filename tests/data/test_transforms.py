@@ -1,8 +1,11 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
-from dqcodec import OptionError, to_float
+from dqcodec import OptionError, each, to_float
 
 
 @pytest.mark.parametrize("shape", [(256,), (0, 3, 8, 8), (3, 5, 7), (40, 3, 96, 96)])  # the last one in large pages
@@ -26,3 +29,13 @@ def test_to_float_refuses_what_is_no_pixel():
     for images, what in ((torch.zeros(2, 3, 4, 4), "torch.float32"), (np.zeros((3, 4, 4), np.uint8), "ndarray")):
         with pytest.raises(OptionError, match=f"to_float: {what}; allowed: a tensor of torch.uint8"):
             to_float(images)
+
+
+def test_each_image_draws_by_itself():
+    """A flip of the batch as a whole is all or none; this one flips some images, and those wholly."""
+    images = torch.arange(64 * 3 * 4 * 4).to(torch.uint8).view(64, 3, 4, 4)
+    torch.manual_seed(0)
+    found = pickle.loads(pickle.dumps(each(v2.RandomHorizontalFlip())))(images)
+    flipped = [torch.equal(a, b.flip(2)) for a, b in zip(found, images, strict=True)]
+    assert 16 < sum(flipped) < 48
+    assert all(torch.equal(a, b) for a, b, turned in zip(found, images, flipped, strict=True) if not turned)
