@@ -35,8 +35,7 @@ from dqcodec.container.spec import Array
 from dqcodec.data.dataset import fill_mean, fill_smooth
 from dqcodec.models import checkpoints, proxy
 from dqcodec.models.gradcam import patch_scores
-from dqcodec.models.mae import whole
-from dqcodec.patches import drop_count, join, keep_mask, split
+from dqcodec.patches import drop_count, join, keep_mask, split, to_pixels
 from dqcodec.smooth import smooth
 from dqcodec.sources.folder import scan
 from dqcodec.sources.images import read, thumbnail
@@ -90,7 +89,7 @@ def fillers(size: int, patch: int) -> dict[str, Fill]:
         return join((found + 0.5).clamp(0, 255).to(torch.uint8), grid)
 
     def opencv(images: torch.Tensor, mask: torch.Tensor, radius: int, method: int) -> torch.Tensor:
-        holes = (~whole(mask, grid, patch))[:, 0].numpy().astype(np.uint8)
+        holes = (~to_pixels(mask, grid, patch))[:, 0].numpy().astype(np.uint8)
         pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
         found = [cv2.inpaint(image, hole, radius, method) for image, hole in zip(pixels, holes, strict=True)]
         return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
@@ -150,7 +149,7 @@ def main(data: Path) -> None:
             for kind, score in (("GradCAM++", attention), ("random", chance)):
                 kept = keep_mask(score, drop, grid)
                 mask = torch.from_numpy(kept)
-                dropped = ~whole(mask, grid, patch)
+                dropped = ~to_pixels(mask, grid, patch)
                 coded = torch.from_numpy(Coded(patch, (4.0, 4.0))(rng, pixels, kept))
                 found = {name: fill(coded, mask) for name, fill in fillers(size, patch).items()}
                 for name, filled in found.items():

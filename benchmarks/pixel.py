@@ -31,7 +31,7 @@ def psnr(a: Array, b: Array) -> float:
 def ours(folder: Path, images: Array, bits: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "x.dqz"
-        result = dqcodec.encode(folder, path, dqcodec.EncodeOptions(keep=1, drop=0, bits=bits))
+        result = dqcodec.encode(folder, path, dqcodec.EncodeOptions(keep=1, drop=0, bits=bits, transform="pixel"))
         with dqcodec.DQZFile(path) as file:
             decoded = np.concatenate([file.images(range(k, min(k + 64, len(file)))) for k in range(0, len(file), 64)])
     return {

@@ -21,7 +21,7 @@ from dqcodec.container.spec import Array
 from dqcodec.data.dataset import fill_mean
 from dqcodec.models import checkpoints, proxy
 from dqcodec.models.gradcam import patch_scores
-from dqcodec.patches import keep_mask
+from dqcodec.patches import keep_mask, to_pixels
 from dqcodec.soft import largest, soften, spread
 from dqcodec.sources.folder import scan
 from dqcodec.sources.images import default_patch
@@ -338,8 +338,7 @@ def masked(case: Case, source: Source, seed: int) -> TrainingSet:
         rows = slice(start, start + BATCH)
         images = torch.from_numpy(source.images[rows]).permute(0, 3, 1, 2)
         fill = mae.fill if case.fill == "mae" else fill_mean
-        whole = mask[rows].reshape(-1, 1, grid[0], 1, grid[1], 1).expand(-1, 1, -1, patch, -1, patch)
-        out.append(fill(images * whole.reshape(-1, 1, size, size), mask[rows], patch))
+        out.append(fill(images * to_pixels(mask[rows], grid, patch), mask[rows], patch))
     made = torch.cat(out).permute(0, 2, 3, 1).contiguous().numpy()
     return TrainingSet(made, source.labels, made.nbytes)
 

@@ -130,7 +130,7 @@ def encode(
             "fractions. [b]4[/b]: of all images; [b]auto:4[/b]: by image, where the gradients of the proxy suffer "
             "most, with this mean; [b]rank:4[/b]: one more or less for the most and least sensitive quarter; "
             "[b]fixed[/b], [b]auto[/b], [b]rank[/b]: with the default's number, or the one of --target-size.",
-            show_default="4 with dct, auto:4 where a network chooses images or patches; 6 with pixel",
+            show_default="4 with dct, 6 with pixel",
         ),
     ] = None,
     target_size: Annotated[

@@ -162,7 +162,7 @@ def encode(
                 coded = samples.code(ladder.at(shift))
             if mae is not None and masks is not None and options.mae == "train":
                 with run.stage("mae"):
-                    draft = replace(draft, mae=train_mae(images, mae, kept, masks, coded, packer, run))
+                    draft = replace(draft, mae=train_mae(images, mae, kept, masks, samples, coded, run))
             if budget is not None:
                 with run.stage("budget"):
                     coded = fit(draft, samples, ladder, shift, budget, trim)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from dqcodec import checks, embeddings
 from dqcodec.codec import text
-from dqcodec.container.shards import ShardWriter, bytes_on_disk
+from dqcodec.container.shards import Output, ShardWriter, bytes_on_disk, write_parts
 from dqcodec.container.spec import DICTIONARY, MAX_CLASSES, Header, plain_name
 from dqcodec.container.writer import Writer, size_of
 from dqcodec.errors import OptionError, SourceError
@@ -248,7 +248,7 @@ def compress(packed: list[bytes], frame: int, dictionary: bytes, run: Run) -> li
 
 
 def write(
-    writer: Writer | ShardWriter,
+    writer: Output,
     frames: list[bytes],
     frame: int,
     dictionary: bytes,
@@ -285,15 +285,11 @@ def write(
             file.append(frames[row])
         return file.finish(header, columns(rows))
 
-    every = np.arange(len(frames))
-    if isinstance(writer, Writer):
-        return put(every, writer)
-    headers = []
-    most = parse_size("shard_size", options.shard_size or 0)
-    for number, rows in enumerate(cut(lengths, lambda rows: size_of(header, lengths[rows], columns(rows)), most)):
-        with writer.part(number) as file:
-            headers.append(put(rows, file))
-    return writer.finish(headers)
+    def parts() -> list[Array]:
+        most = parse_size("shard_size", options.shard_size or 0)
+        return cut(lengths, lambda rows: size_of(header, lengths[rows], columns(rows)), most)
+
+    return write_parts(writer, np.arange(len(frames)), parts, put)
 
 
 def _no_record(source: Records, skipped: list[tuple[str, str]], fields: list[str]) -> SourceError:

@@ -67,8 +67,7 @@ class EncodeOptions(_Options):
               sample, where it makes least difference to gradients, with this mean, up to half a bit (dct) or a bit
               (pixel) less and more; "rank:6": one bit more or less for the samples with the largest and smallest
               difference. pixel takes whole bits only. "fixed", "auto", "rank": with the default number, 4 with dct and
-              6 with pixel, or the one that the target size leaves. None: "auto" with dct where a network chooses
-              samples or patches, else "fixed"
+              6 with pixel, or the one that the target size leaves. None: "fixed"
     target_size
               bytes of the file at most, and at least 97% of them: 2_000_000_000, "2GB", "500MiB", or "0.1x" of the
               source files. The number of bits follows from it; with keep "auto" the share that is kept, and the bits

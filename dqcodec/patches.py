@@ -40,6 +40,16 @@ def _turned(array: Any, axes: tuple[int, ...]) -> Any:
     return array.transpose(axes) if isinstance(array, np.ndarray) else array.permute(axes)
 
 
+def to_pixels(mask: Arrays, grid: tuple[int, int], patch: int) -> Arrays:
+    """The mask of patches, bool (n, P), for each pixel: bool (n, 1, H, W), of numpy or torch."""
+    (rows, columns), n = grid, len(mask)
+    cells: Any = mask.reshape(n, 1, rows, 1, columns, 1)
+    shape = n, 1, rows, patch, columns, patch
+    cells = np.broadcast_to(cells, shape) if isinstance(mask, np.ndarray) else cells.expand(shape)
+    pixels: Arrays = cells.reshape(n, 1, rows * patch, columns * patch)
+    return pixels
+
+
 def to_units(mask: Array, grid: tuple[int, int], times: int) -> Array:
     """The mask bool (n, P) of a grid whose patches are cut into `times` x `times` units each."""
     units: Array = mask.reshape(len(mask), *grid).repeat(times, 1).repeat(times, 2).reshape(len(mask), -1)

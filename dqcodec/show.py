@@ -17,6 +17,7 @@ from dqcodec.decode import DQZFile, check_indices
 from dqcodec.errors import OptionError, SourceError
 from dqcodec.export import images_of
 from dqcodec.options import EncodeOptions
+from dqcodec.patches import to_pixels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -123,7 +124,7 @@ def _facts(file: DQZFile, index: int, mask: Array, filled: Array, original: Arra
     kept = whole = None
     if original is not None:
         grid, patch = file.reader.header.grid, file.reader.header.patch
-        there = mask.reshape(grid).repeat(patch, 0).repeat(patch, 1)
+        there = to_pixels(mask[None], grid, patch)[0, 0]
         square = (filled.astype(float) - original) ** 2
         kept, whole = _psnr(square[:, there]), _psnr(square)
     label = file.classes[file.label[index]]
@@ -138,7 +139,7 @@ def _psnr(square: Array) -> float:
 def _grey(images: Array, mask: Array, grid: tuple[int, int]) -> Array:
     """Dropped patches, which are black, as a grey that is seen to be none of the image's."""
     side = images.shape[2] // grid[0]
-    there = mask.reshape(-1, 1, *grid).repeat(side, 2).repeat(side, 3)
+    there = to_pixels(mask, grid, side)
     board = np.indices(images.shape[2:]).sum(0) // max(1, side // 4) % 2 * 40 + 100
     return np.where(there, images, board).astype(np.uint8)
 

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
+import torch
 from conftest import assert_same
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqcodec.patches import drop_count, fill_mean, join, keep_mask, to_patches
+from dqcodec.patches import drop_count, fill_mean, join, keep_mask, to_patches, to_pixels
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 3]))
@@ -44,3 +46,12 @@ def test_fill_mean_by_hand():
     assert fill_mean(patches, mask).ravel().tolist() == [1, 2, 34, 100]  # 103 / 3 = 34.33
     mask = np.array([[True, True, False, False]])
     assert fill_mean(patches, mask).ravel().tolist() == [1, 2, 2, 2]  # 1.5, half up
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_mask_of_pixels(kind):
+    mask = np.random.default_rng(0).random((5, 6)) < 0.5
+    pixels = np.asarray(to_pixels(kind(mask), (2, 3), 4))
+    assert pixels.shape == (5, 1, 8, 12)
+    for n, y, x in np.ndindex(5, 8, 12):
+        assert pixels[n, 0, y, x] == mask[n, y // 4 * 3 + x // 4]

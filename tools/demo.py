@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 import dqcodec
 from dqcodec.container.spec import Array
 from dqcodec.models.proxy import Proxy
+from dqcodec.patches import to_pixels
 from dqcodec.sources.folder import Folder, scan
 from dqcodec.sources.images import read
 
@@ -115,7 +116,7 @@ def picture(path: Path, default: dqcodec.DQZDataset, small: dqcodec.DQZDataset, 
     assert file.source_index is not None
     source = file.source_index[chosen].astype(np.int64)
     header = file.reader.header
-    shown = file.mask(chosen).reshape(-1, 1, *header.grid).repeat(header.patch, 2).repeat(header.patch, 3)
+    shown = to_pixels(file.mask(chosen), header.grid, header.patch)
     rows = [
         ("original", originals[torch.from_numpy(source)].numpy()),
         ("default", default.images(source.tolist()).numpy()),

@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from dqcodec.container.reader import Reader, Samples
 from dqcodec.container.spec import Array, Header
 from dqcodec.container.writer import Writer, check_place, hidden, sync_folder, writing
 from dqcodec.errors import FormatError, OutputError
+
+T = TypeVar("T")
 
 INDEX = "index.json"
 _MAX_INDEX = 4 << 20  # bytes of the index
@@ -299,3 +302,19 @@ class ShardWriter(Closing):
 
 
 Output = Writer | ShardWriter
+
+
+def write_parts(
+    output: Output, whole: T, parts: Callable[[], Sequence[T]], put: Callable[[T, Writer], Header]
+) -> Header:
+    """Put the whole into a file, or one part after another into a folder; returns the header of all.
+
+    put  writes a part and finishes its file
+    """
+    if isinstance(output, Writer):
+        return put(whole, output)
+    headers = []
+    for number, part in enumerate(parts()):
+        with output.part(number) as file:
+            headers.append(put(part, file))
+    return output.finish(headers)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqcodec.errors import OptionError
-from dqcodec.patches import join, split
+from dqcodec.patches import join, split, to_pixels
 from dqcodec.smooth import smooth
 
 Array = npt.NDArray[Any]
@@ -171,7 +171,7 @@ class MAE(nn.Module):
         out: Tensor = images.clone()
         for rows in gaps.split(max(1, tokens // mask.shape[1])):
             found = self._filled(images[rows].float(), mask[rows], grid, patch)
-            out[rows] = torch.where(whole(mask[rows], grid, patch), images[rows], found)
+            out[rows] = torch.where(to_pixels(mask[rows], grid, patch), images[rows], found)
         return out
 
     def check(self, shape: tuple[int, ...], patch: int) -> None:
@@ -306,11 +306,6 @@ def windows(grid: tuple[int, int], most: int) -> Iterator[tuple[Tensor, tuple[in
 
 def resize(images: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(images, list(size), mode="bilinear", align_corners=False, antialias=True)
-
-
-def whole(mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """The mask bool (N, P) for each pixel, bool (N, 1, H, W)."""
-    return mask.reshape(-1, 1, *grid).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
 
 
 @lru_cache(64)

@@ -172,7 +172,7 @@ def approach(draft: Draft, ladder: Ladder, budget: int, trim: bool, writer: Outp
         shift = climb(ladder, size, budget)
         least = size(ladder.at(shift))
     if least > CLEARLY * budget and not trim:
-        raise _too_small(draft, budget, f"{'about ' if count > MANY else ''}{least:,.0f}")
+        raise _too_small(draft, budget, f"{'about ' if count > MANY else ''}{least:,.0f}", trim)
     return shift
 
 
@@ -190,7 +190,7 @@ def fit(draft: Draft, samples: Samples, ladder: Ladder, start: float, budget: in
         coded = _trimmed(draft, coded, budget)
         size = draft.size(coded)
     if size > budget:
-        raise _too_small(draft, budget, f"{size:,}")
+        raise _too_small(draft, budget, f"{size:,}", trim)
     if size < LEAST * budget:
         most = (coded.bits == MAX_BITS).all()
         why = f"{MAX_BITS} bits are the most there are" if most else "nothing comes closer"
@@ -208,12 +208,13 @@ def _trimmed(draft: Draft, coded: Coded, budget: int) -> Coded:
     return coded.some(np.sort(order[:low]))
 
 
-def _too_small(draft: Draft, budget: int, least: str) -> OptionError:
+def _too_small(draft: Draft, budget: int, least: str, trim: bool) -> OptionError:
     text = draft.images.options.target_size
     wanted = f"{budget:,} bytes" if str(text) == str(budget) else f"{text} ({budget:,} bytes)"
+    samples, advice = ("one sample", "") if trim else ("all samples", "with keep auto as many as fit are taken; ")
     return OptionError(
-        f"target_size: {wanted} is too small; with these options the smallest file has {least} bytes, all samples at "
-        f"{MIN_BITS} bits; a smaller keep or size makes it smaller"
+        f"target_size: {wanted} is too small; with these options the smallest file has {least} bytes, {samples} at "
+        f"{MIN_BITS} bits; {advice}a smaller size makes it smaller"
     )
 
 

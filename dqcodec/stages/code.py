@@ -269,11 +269,19 @@ class Samples:
 
     def write(self, places: Array, writer: Writer) -> None:
         """Append these to a file, in this order."""
+        for payload in self._payloads(places):
+            writer.append(payload)
+
+    def unpack(self, coded: Coded, masks: Array) -> Array:
+        """The images of some of the samples, uint8 (n, C, H, W), as the file gives them; masks bool (n, P)."""
+        return self._source[3].unpack(list(self._payloads(coded.places)), masks, coded.columns)
+
+    def _payloads(self, places: Array) -> Iterator[bytes]:
         for place in places.tolist():
             with self._writer.writing():
                 self._file.seek(self._start[place])
                 payload = self._file.read(int(self._length[place]))
-            writer.append(payload)
+            yield payload
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from dqcodec.parallel import ordered_map
 from dqcodec.patches import join, split
 from dqcodec.run import Run
 from dqcodec.smooth import smooth
-from dqcodec.stages.code import Coded, Packer, mask_of
+from dqcodec.stages.code import Coded, Samples, mask_of
 from dqcodec.stages.images import Images
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ def wanted_mae(images: Images) -> Checkpoint:
 
 
 def train_mae(
-    images: Images, start: Checkpoint, kept: Array, masks: Array, coded: Coded, packer: Packer, run: Run
+    images: Images, start: Checkpoint, kept: Array, masks: Array, samples: Samples, coded: Coded, run: Run
 ) -> Checkpoint:
     """The small model, trained further on the kept images as the file gives them, with the patches that it drops.
 
-    kept   int64 (n,), places among the usable images
-    masks  uint8 (n, ceil(P/8)), packed
-    coded  which of them can be read, and their widths
+    kept     int64 (n,), places among the usable images
+    masks    uint8 (n, ceil(P/8)), packed
+    samples  what was coded of them, and `coded`: which, and their columns
     """
     import copy
 
@@ -61,14 +61,14 @@ def train_mae(
     model = copy.deepcopy(start.model).to(images.place)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("pos_embed" not in name)
-    shown = _batches(images, model, kept, masks, coded, packer, batch, run)
+    shown = _batches(images, model, kept, masks, samples, coded, batch, run)
     for step, _ in enumerate(fit(model, shown, steps, RATE)):
         run.progress("mae", step + 1, steps)
     return checkpoints.from_bytes(checkpoints.to_bytes(model), f"{start.name}, trained on the set")
 
 
 def _batches(
-    images: Images, model: MAE, kept: Array, masks: Array, coded: Coded, packer: Packer, size: int, run: Run
+    images: Images, model: MAE, kept: Array, masks: Array, samples: Samples, coded: Coded, size: int, run: Run
 ) -> Iterator[Batch]:
     """Endless batches of random kept images; of large grids a window."""
     import torch
@@ -76,18 +76,12 @@ def _batches(
     from dqcodec.models.training import Batch
 
     rng, grid = np.random.default_rng(images.options.seed), images.grid
-
-    def read(number: int) -> tuple[Array, Array, bytes, dict[str, int]]:
-        place = int(coded.places[number])
-        pixels, mask = images.pixels(int(images.usable[kept[place]])), mask_of(images, masks, place)
-        return pixels, mask, *packer.pack(pixels, mask, float(coded.bits[number]))
-
     while True:
-        found = list(ordered_map(read, rng.integers(0, len(coded.places), size).tolist(), run.workers))
-        mask = np.stack([row[1] for row in found])
-        columns = {name: np.array([row[3][name] for row in found]) for name in found[0][3]}
-        seen = packer.unpack([row[2] for row in found], mask, columns)
-        target = np.stack([row[0] for row in found]).transpose(0, 3, 1, 2)
+        some = coded.some(rng.integers(0, len(coded.places), size))
+        files = images.usable[kept[some.places]].tolist()
+        target = np.stack([*ordered_map(images.pixels, files, run.workers)]).transpose(0, 3, 1, 2)
+        mask = np.stack([mask_of(images, masks, place) for place in some.places.tolist()])
+        seen = samples.unpack(some, mask)
         there = torch.from_numpy(mask).to(images.place)
         whole = torch.from_numpy(np.ascontiguousarray(target)).to(images.place).float().expand(-1, 3, -1, -1)
         holes = split(torch.from_numpy(seen).to(images.place).float().expand(-1, 3, -1, -1), images.patch)

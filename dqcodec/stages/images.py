@@ -255,14 +255,10 @@ def _resized(probes: list[Probe], size: int, options: EncodeOptions) -> list[str
 
 
 def _bits(images: Images, run: Run) -> Bits:
-    """What --bits says, or the default. Equal widths where a bit less or more would not be allowed, and by default with
-    pixel, where the adaptive ones gain nothing, or where they alone would need a network."""
+    """What --bits says, or the default: equal widths, as adaptive ones train no better. So also where a bit less or more
+    would not be allowed."""
     options, transform, low, high = images.options, images.transform, quantize.MIN_BITS, quantize.MAX_BITS
-    if options.bits is None:
-        network = images.drops or images.sees_by_proxy
-        bits = Bits("auto" if transform == "dct" and network else "fixed", None)
-    else:
-        bits = parse(options.bits)
+    bits = parse("fixed" if options.bits is None else options.bits)
     if options.target_size is not None and options.keep != AUTO:
         return bits  # the mean is found later
     mean = DEFAULT_BITS[transform] if bits.mean is None else bits.mean

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.bits import Bits
-from dqcodec.container.shards import Output, Part, index_json, part_name
+from dqcodec.container.shards import Output, Part, index_json, part_name, write_parts
 from dqcodec.container.spec import MAE, MAX_NAME, Header
 from dqcodec.container.writer import Writer, size_of
 from dqcodec.errors import OptionError
@@ -123,15 +123,13 @@ class Draft:
 
 def write(draft: Draft, samples: Samples, coded: Coded, writer: Output) -> Header:
     """The file, or the parts, with these samples; returns the header of all."""
-    if isinstance(writer, Writer):
-        samples.write(coded.places, writer)
-        return writer.finish(*draft.content(coded, draft.options(coded)))
-    headers, options = [], draft.options(coded)
-    for number, part in enumerate(draft.parts(coded)):
-        with writer.part(number) as file:
-            samples.write(part.places, file)
-            headers.append(file.finish(*draft.content(part, options)))
-    return writer.finish(headers)
+    options = draft.options(coded)
+
+    def put(some: Coded, file: Writer) -> Header:
+        samples.write(some.places, file)
+        return file.finish(*draft.content(some, options))
+
+    return write_parts(writer, coded, lambda: draft.parts(coded), put)
 
 
 def last_name(path: str) -> str:

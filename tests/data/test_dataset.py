@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 import dqcodec
 from dqcodec import ChecksumError, DQZDataset, DQZLoader, FormatError, OptionError
 from dqcodec.models import checkpoints
-from dqcodec.models.mae import MAE, MAEConfig, whole
+from dqcodec.models.mae import MAE, MAEConfig
+from dqcodec.patches import to_pixels
 
 RGB = GOLDEN / "pixel-rgb" / "file.dqz"
 
@@ -172,7 +173,7 @@ def kept_pixels(dataset):
     """bool (n, 3, H, W)"""
     header = dataset.file.reader.header
     mask = torch.from_numpy(dataset.file.mask(range(len(dataset))))
-    return whole(mask, header.grid, header.patch).expand(-1, 3, -1, -1)
+    return to_pixels(mask, header.grid, header.patch).expand(-1, 3, -1, -1)
 
 
 def test_mae_fills_by_default(encoded):

@@ -13,9 +13,9 @@ from dqcodec.models.mae import (
     places,
     position_embedding,
     split,
-    whole,
     windows,
 )
+from dqcodec.patches import to_pixels
 from dqcodec.smooth import smooth
 
 PUBLISHED = MAEConfig(16, 4, 3, 32, 2, 2, 16, 1, 2)
@@ -68,7 +68,7 @@ def test_dropped_pixels_do_not_matter(config):
     """The fill is the same whatever stands in the dropped patches."""
     mask = random_mask(4, 10)
     images = random_images(4, 3, 16, 16)
-    other = torch.where(whole(mask, (4, 4), 4), images, 255 - images)
+    other = torch.where(to_pixels(mask, (4, 4), 4), images, 255 - images)
     assert torch.equal(model(config).fill(images, mask, 4), model(config).fill(other, mask, 4))
 
 
@@ -125,7 +125,7 @@ def test_a_small_model_takes_any_grid(channels, height, width, patch):
     if count > 256:
         mask[0] = torch.arange(count) == 0
     filled = model(SMALL).fill(images, mask, patch)
-    kept = whole(mask, (height // patch, width // patch), patch).expand_as(images)
+    kept = to_pixels(mask, (height // patch, width // patch), patch).expand_as(images)
     assert (filled.shape, filled.dtype) == (images.shape, torch.uint8)
     assert torch.equal(filled[kept], images[kept])
     assert not torch.equal(filled[~kept], images[~kept])
