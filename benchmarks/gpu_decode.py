@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from common import save
 from loaders import jpeg, write_files
-from loading import load, psnr, quality_for
+from loading import load, matched
 from torchvision.io import decode_jpeg
 
 import dqcodec
@@ -31,9 +31,8 @@ from dqcodec.codec.dct import coder
 from dqcodec.container.spec import Array
 from dqcodec.data import dct
 from dqcodec.decode import form_of
-from dqcodec.sources.folder import scan
 
-BATCH, ROUNDS, SAMPLED = 256, 5, 100
+BATCH, ROUNDS = 256, 5
 
 
 def rate(images: int, decode: Callable[[], object]) -> float:
@@ -102,13 +101,8 @@ def main(device: torch.device) -> None:
         source, path = Path(place) / "source", Path(place) / "x.dqz"
         write_files(source, images, np.arange(len(images)) % 10, 0, "png")
         dqcodec.encode(source, path, dqcodec.EncodeOptions(keep=1, drop=0))
+        dqz, quality, found = matched(path, source, images)
         with dqcodec.DQZFile(path) as file:
-            some = np.linspace(0, len(file) - 1, min(SAMPLED, len(file))).astype(int)
-            order = [int(Path(name).stem) for name in scan(source).names]
-            assert file.source_index is not None
-            originals = images[np.array(order)[file.source_index[some].astype(np.int64)]]
-            dqz = psnr(originals, file.images(some).transpose(0, 2, 3, 1))
-            quality, found = quality_for(originals, dqz)
             figures = ours(file, device) | {"JPEG": jpegs(images, quality, device)}
             after = pixels(file, device)
     save(

@@ -38,6 +38,7 @@ from dqcodec.sources.folder import scan
 from dqcodec.sources.images import read
 
 ROUNDS = 5
+SAMPLED = 100  # images that PSNR is measured on
 MILLION = 1_000_000
 CLASSES = 10
 START = """
@@ -69,6 +70,18 @@ def psnr(images: Array, others: Array) -> float:
     """Mean over images, dB."""
     error = ((images.astype(np.float32) - others) ** 2).mean((1, 2, 3))
     return float((10 * np.log10(255**2 / np.maximum(error, 1e-9))).mean())
+
+
+def matched(path: Path, source: Path, images: Array) -> tuple[float, int, float]:
+    """PSNR of a .dqz of these images, whose files in `source` are named by their numbers; quality and PSNR of the JPEGs
+    that come nearest to it."""
+    with dqcodec.DQZFile(path) as file:
+        some = np.linspace(0, len(file) - 1, min(SAMPLED, len(file))).astype(int)
+        order = np.array([int(Path(name).stem) for name in scan(source).names])
+        assert file.source_index is not None
+        originals = images[order[file.source_index[some].astype(np.int64)]]
+        dqz = psnr(originals, file.images(some).transpose(0, 2, 3, 1))
+    return dqz, *quality_for(originals, dqz)
 
 
 def quality_for(images: Array, wanted: float) -> tuple[int, float]:
@@ -162,14 +175,7 @@ def main() -> None:
     whole, dropped = place / "whole.dqz", place / "dropped.dqz"
     dqcodec.encode(place / "source", whole, dqcodec.EncodeOptions(keep=1, drop=0))
     dqcodec.encode(place / "source", dropped, dqcodec.EncodeOptions(keep=1, drop=0.25, method="random", bits="4"))
-    with dqcodec.DQZFile(whole) as file:
-        some = np.linspace(0, len(file) - 1, 100).astype(int)
-        source = file.source_index
-        assert source is not None
-        order = [int(Path(name).stem) for name in scan(place / "source").names]
-        originals = images[np.array(order)[source[some].astype(np.int64)]]
-        dqz = psnr(originals, file.images(some).transpose(0, 2, 3, 1))
-    quality, found = quality_for(originals, dqz)
+    dqz, quality, found = matched(whole, place / "source", images)
 
     epochs: dict[str, tuple[Path, Callable[[], Iterator[Batch]]]] = {}
     for opponent in OPPONENTS:

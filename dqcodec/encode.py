@@ -38,7 +38,7 @@ from dqcodec.work import Work
 class EncodeResult:
     """What was done.
 
-    path, options    the file, and the options with size and patch filled in
+    path, options    the file, and the options with what was left open filled in
     header           the header as written
     images           usable images in the source
     kept             samples in the file
@@ -172,7 +172,7 @@ def encode(
                 header = write(draft, samples, coded, writer)
 
     return EncodeResult(
-        Path(output), draft.options(coded), header, len(images), len(coded.places),
+        Path(output), draft.options(coded), header, draft.usable, len(coded.places),
         bytes_in=images.bytes, bytes_kept=int(folder.sizes[images.usable[kept[coded.places]]].sum()),
         bytes_out=bytes_on_disk(output), skipped=tuple(run.skipped), notes=tuple(run.notes),
         seconds=run.seconds, selection=selection,

@@ -255,7 +255,7 @@ def _resized(probes: list[Probe], size: int, options: EncodeOptions) -> list[str
 
 
 def _bits(images: Images, run: Run) -> Bits:
-    """What --bits says, or the default: equal widths, as adaptive ones train no better. So also where a bit less or more
+    """What --bits says, or the default: equal widths, as adaptive ones train no better; so too where a bit less or more
     would not be allowed."""
     options, transform, low, high = images.options, images.transform, quantize.MIN_BITS, quantize.MAX_BITS
     bits = parse("fixed" if options.bits is None else options.bits)

@@ -53,6 +53,12 @@ class Draft:
     soft: dict[str, Array]
     run: Run
 
+    @property
+    def usable(self) -> int:
+        """Images of the source that could be read, so far."""
+        folder = self.images.folder
+        return len(folder) + len(folder.skipped) - len(self.run.skipped)
+
     def content(self, coded: Coded, options: EncodeOptions) -> tuple[Header, dict[str, Array]]:
         """Header and columns of the file with these samples; the options are those of all parts."""
         kept, places = self.kept[coded.places], coded.places
@@ -104,7 +110,7 @@ class Draft:
 
         images, mae = self.images, self.mae
         about = {
-            "source": {"images": len(images), "bytes": images.bytes, "skipped": len(self.run.skipped)},
+            "source": {"images": self.usable, "bytes": images.bytes, "skipped": len(self.run.skipped)},
             "encode": {
                 **{name: value for name, value in asdict(options).items() if name not in _NOT_STORED},
                 "features": last_name(options.features) if images.selects else None,
