@@ -26,7 +26,7 @@ def test_the_command_line(photo_folder, tmp_path):
     (tmp_path / "photos").symlink_to(photo_folder)
     write_records(tmp_path / "alpaca.json")
     commands = re.findall(r"^    (dqcodec .*?)(?:  +#.*)?$", README, re.M)
-    assert len(commands) == 9
+    assert len(commands) == 7
     for command in commands:
         program, *arguments = shlex.split(command)
         if "alpaca.json" in arguments:  # without network
