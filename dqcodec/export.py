@@ -56,7 +56,7 @@ def _export_images(file: DQZFile, folder: Path, fill: str, progress: Progress | 
             raise OptionError(f"target: {folder.name!r}; images are exported to a folder, this is the name of a file")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder} exists and is not an empty folder; choose another name", path=folder)
-        images, made = images_of(file, fill), hidden(folder)
+        images, made = images_of(file, fill), hidden(folder, "tmp")
         digits = len(str(len(file) - 1))
 
         def write(batch: range) -> int:
@@ -88,7 +88,7 @@ def _export_records(file: RecordFile, target: Path, progress: Progress | None) -
     if target.exists():
         raise OutputError(f"{target} exists; choose another name", path=target)
     check_place(target, overwrite=False)
-    temporary = hidden(target)
+    temporary = hidden(target, "tmp")
     try:
         with writing(target):
             if kind == ".parquet":

@@ -84,7 +84,7 @@ def show(
         shown = [_facts(file, index, mask[k], filled[k], None if originals is None else originals[k])
                  for k, index in enumerate(wanted)]  # fmt: skip
         picture = _draw(file, shown, originals, _grey(images, mask, file.reader.header.grid), filled, fill)
-    temporary = hidden(output)
+    temporary = hidden(output, "tmp")
     try:
         with writing(output):
             picture.save(temporary, FORMATS[output.suffix.lower()])

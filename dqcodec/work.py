@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqcodec.errors import OutputError
+from dqcodec.locks import locked
 
 Array = npt.NDArray[Any]
 
@@ -245,15 +246,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
-    """One run at a time; the lock goes with the process. Where there are no such locks, there is none."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    """One run at a time, where there are locks."""
+    if locked(file.fileno()) is False:
         file.close()
-        raise OutputError(f"another run is using the work folder {folder}", path=folder) from None
-    except OSError:
-        return
+        raise OutputError(f"another run is using the work folder {folder}", path=folder)

@@ -24,8 +24,9 @@ from dqcodec.container import spec, storage
 from dqcodec.container.closing import Closing
 from dqcodec.container.reader import Reader, Samples
 from dqcodec.container.spec import Array, Header
-from dqcodec.container.writer import Writer, check_place, hidden, sync_folder, writing
+from dqcodec.container.writer import Writer, check_place, hidden, sweep, sync_folder, writing
 from dqcodec.errors import FormatError, OutputError
+from dqcodec.locks import locked
 
 T = TypeVar("T")
 
@@ -249,8 +250,13 @@ class ShardWriter(Closing):
         self.overwrite = overwrite
         self._check_target()
         self._temporary = hidden(self.path)
+        sweep(self.path)
+        self._lock: int | None = None
         with self.writing():
             self._temporary.mkdir()
+            if hasattr(os, "O_DIRECTORY"):
+                self._lock = os.open(self._temporary, os.O_RDONLY)
+                locked(self._lock)
 
     def part(self, number: int) -> Writer:
         """Of a part; they are numbered from 0 on."""
@@ -298,6 +304,9 @@ class ShardWriter(Closing):
 
     def close(self) -> None:
         """Drop what is not finished."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 

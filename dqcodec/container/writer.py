@@ -1,15 +1,18 @@
 """Writing a .dqz: a temporary file beside the target, synced and renamed when it is complete.
 
-A killed run leaves the old file whole and no new one that looks complete. Members, in this order: the payload (it is
-streamed), the columns by name, the root `zarr.json`.
+A killed run leaves the old file whole and no new one that looks complete; what it left, the next run for the same place
+removes. Members, in this order: the payload (it is streamed), the columns by name, the root `zarr.json`.
 """
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import os
 import secrets
+import shutil
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +27,10 @@ from dqcodec.container import spec
 from dqcodec.container.closing import Closing
 from dqcodec.container.spec import Array, Header
 from dqcodec.errors import OutputError
+from dqcodec.locks import locked
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # no clock in the file: the same input gives the same bytes
+LEFT = 60  # seconds without a change after which something that is not complete may be a leftover
 CHECKSUM_SHARE = 0.01  # checksums cost at most this share of the payload
 
 
@@ -42,10 +47,12 @@ class Writer(Closing):
         self.lengths: list[int] = []
         self._check_target()
         self._temporary = hidden(self.path)
+        sweep(self.path)
         self._hashes: dict[str, bytes] = {}
         self._payload_hash = hashlib.sha256()
         with self.writing():
             self._file = open(self._temporary, "x+b")  # noqa: SIM115 - closed by close()
+        locked(self._file.fileno())  # it is no leftover
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
         self._payload: IO[bytes] = self._zip.open(_info(f"{spec.PAYLOAD}/c/0"), "w", force_zip64=True)
         self._payload_start = self._file.tell()
@@ -156,9 +163,21 @@ class Writer(Closing):
         self._temporary.unlink(missing_ok=True)
 
 
-def hidden(path: Path) -> Path:
-    """A name beside `path` for what is not complete."""
-    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.part")
+def hidden(path: Path, ending: str = "part") -> Path:
+    """A name beside `path` for what is not complete; "part" only where its lock is taken, see `sweep`."""
+    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.{ending}")
+
+
+def sweep(path: Path) -> None:
+    """Remove what runs that were killed have left beside `path`: old, and nobody has its lock."""
+    for left in path.parent.glob(f".{glob.escape(path.name[:48])}.????????.part"):
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                if time.time() - os.fstat(descriptor).st_mtime > LEFT and locked(descriptor):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def check_place(path: Path, overwrite: bool) -> None:

@@ -260,6 +260,9 @@ dqcodec.encode({str(photos)!r}, {str(copy)!r}, options, overwrite=True)
     for folder in left:
         with pytest.raises(FormatError, match=r"a folder without index\.json"):
             dqcodec.open(folder)
+        os.utime(folder, (0, 0))
+    encode(photos, copy, EncodeOptions(shard_size=LIMIT), overwrite=True)
+    assert [path for path in tmp_path.iterdir() if path.suffix == ".part"] == []
 
 
 def test_a_full_disk(photos, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from dqcodec.container.reader import Reader
 from dqcodec.container.spec import Header
-from dqcodec.container.writer import Writer, size_of
+from dqcodec.container.writer import Writer, size_of, sweep
 from dqcodec.errors import OutputError
 
 HEADER = Header(0, 4, 4, 1, 4, 1, ("a", "b"))
@@ -184,6 +184,7 @@ with Writer({path!r}, overwrite=True) as writer:
 
 
 def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
+    """What it leaves beside is removed by the next one, once it is old, and never while the writer lives."""
     path = tmp_path / "x.dqz"
     write(path, [b"old"])
     before = path.read_bytes()
@@ -191,6 +192,11 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
     assert process.stdout
     process.stdout.readline()
     time.sleep(0.1)
+    (temporary,) = tmp_path.glob(".x.dqz.*.part")
+    process.send_signal(signal.SIGSTOP)  # it writes no more, so that it looks old
+    os.utime(temporary, (0, 0))
+    sweep(path)
+    assert temporary.exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -200,7 +206,12 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
     for name in left:
         with pytest.raises(ValueError, match="no ZIP directory|too few"):
             Reader(tmp_path / name)
+    os.utime(temporary)
     write(path, [b"new"], overwrite=True)
+    assert temporary.exists()  # it might be one that is just being made
+    os.utime(temporary, (0, 0))
+    write(path, [b"newer"], overwrite=True)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_empty_sample_is_refused(tmp_path):
