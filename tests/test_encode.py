@@ -620,3 +620,16 @@ def test_training_tables_keeps_no_counts_of_each_image(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 60e6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mae", {"drop": 0.25, "mae": "file:{}"}), ("features", {"keep": 0.5, "features": "timm:test_resnet@{}"})],
+)
+def test_weights_that_are_read_are_not_overwritten(photo_folder, tmp_path, name, options):
+    place = tmp_path / "weights"
+    place.write_bytes(b"precious")
+    given = {key: value.format(place) if isinstance(value, str) else value for key, value in options.items()}
+    with pytest.raises(OutputError, match=f"is both the output and {name}; choose another name"):
+        encode(photo_folder, place, EncodeOptions(**given), overwrite=True)
+    assert place.read_bytes() == b"precious"
