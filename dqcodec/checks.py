@@ -36,7 +36,8 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
         found = low - 1
     if isinstance(value, bool) or found < low or (high is not None and found > high):
         allowed = f"at least {low}" if high is None else f"{low} to {high}"
-        shown = str(value)[:40] if abs(found) < 10**40 else "a larger number"  # Python refuses to write the largest
+        written = str if isinstance(value, int | np.integer) else repr
+        shown = written(value)[:40] if abs(found) < 10**40 else "a larger number"  # Python refuses to write the largest
         raise OptionError(f"{name}: {shown}; allowed: an integer, {allowed}")
     return found
 

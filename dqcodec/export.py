@@ -51,34 +51,34 @@ def export(path: str | Path, target: str | Path, fill: str = "mae", progress: Pr
 def _export_images(file: DQZFile, folder: Path, fill: str, progress: Progress | None) -> int:
     from PIL import Image
 
-    with file:
-        if ending(folder):
-            raise OptionError(f"target: {folder.name!r}; images are exported to a folder, this is the name of a file")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(f"{folder} exists and is not an empty folder; choose another name", path=folder)
-        images, made = images_of(file, fill), hidden(folder, "tmp")
-        digits = len(str(len(file) - 1))
+    if ending(folder):
+        raise OptionError(f"target: {folder.name!r}; images are exported to a folder, this is the name of a file")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} exists and is not an empty folder; choose another name", path=folder)
+    images, made = images_of(file, fill), not folder.exists()
+    digits = len(str(len(file) - 1))
 
-        def write(batch: range) -> int:
-            for index, pixels in zip(batch, images(batch), strict=True):
-                name = file.classes[file.label[index]]
-                flat = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
-                Image.fromarray(flat).save(made / name / f"{index:0{digits}d}.png")
-            return batch.stop
+    def write(batch: range) -> int:
+        for index, pixels in zip(batch, images(batch), strict=True):
+            name = file.classes[file.label[index]]
+            flat = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
+            Image.fromarray(flat).save(folder / name / f"{index:0{digits}d}.png")
+        return batch.stop
 
-        try:
-            with writing(folder):
-                for name in file.classes:
-                    (made / name).mkdir(parents=True)
+    try:
+        with writing(folder):
+            for name in file.classes:
+                (folder / name).mkdir(parents=True)
+            if progress:
+                progress("export", 0, len(file))  # the first image may wait until the decoder is compiled
+            for done in ordered_map(write, file.batches(), default_workers()):
                 if progress:
-                    progress("export", 0, len(file))  # the first image may wait until the decoder is compiled
-                for done in ordered_map(write, file.batches(), default_workers()):
-                    if progress:
-                        progress("export", done, len(file))
-                os.replace(made, folder)  # an empty folder, if one is there
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-        return len(file)
+                    progress("export", done, len(file))
+    except BaseException:  # an empty folder that was there stays: it may be a mounted one
+        for place in [folder] if made else [folder / name for name in file.classes]:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    return len(file)
 
 
 def _export_records(file: RecordFile, target: Path, progress: Progress | None) -> int:

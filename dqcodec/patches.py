@@ -52,7 +52,7 @@ def to_pixels(mask: Arrays, grid: tuple[int, int], patch: int) -> Arrays:
 
 def to_units(mask: Array, grid: tuple[int, int], times: int) -> Array:
     """The mask bool (n, P) of a grid whose patches are cut into `times` x `times` units each."""
-    units: Array = mask.reshape(len(mask), *grid).repeat(times, 1).repeat(times, 2).reshape(len(mask), -1)
+    units: Array = to_pixels(mask, grid, times).reshape(len(mask), -1)
     return units
 
 

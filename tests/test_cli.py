@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -186,6 +187,22 @@ def test_a_damaged_file_exports_nothing_false(golden_copy, tmp_path):
     assert done.returncode == 1
     assert "sample 0" in done.stderr or "local header" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_export_that_fails_leaves_nothing(golden_copy, tmp_path):
+    """A folder that was there stays, and so does a link to it, into which images are exported."""
+    payload = zipfile.ZipFile(golden_copy).getinfo("payload/c/0")
+    data = bytearray(golden_copy.read_bytes())
+    data[payload.header_offset + 30 + len(payload.filename) + payload.file_size // 2] ^= 1
+    golden_copy.write_bytes(data)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for target in (tmp_path / "new", tmp_path / "there"):
+        with pytest.raises(dqcodec.ChecksumError):
+            export(golden_copy, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [golden_copy.name, "link", "there"]
+    assert not list((tmp_path / "there").iterdir())
+    assert export(RGB, tmp_path / "link") == len(list((tmp_path / "there").rglob("*.png")))
 
 
 def test_names_are_printed_harmlessly(tmp_path):

@@ -348,7 +348,7 @@ def test_timm_models_that_cannot_be_had(photo_folder, tmp_path):
         ({"keep": 0}, "keep: 0; allowed: 0 < keep <= 1"),
         ({"keep": 1.01}, "keep: 1.01"),
         ({"bins": 0}, "bins: 0; allowed: an integer, 1 to 65536"),
-        ({"bins": "3"}, "bins: 3; allowed: an integer, 1 to 65536"),
+        ({"bins": "3"}, "bins: '3'; allowed: an integer, 1 to 65536"),
         ({"size": 32.0}, "size: 32.0; allowed: an integer, 1 to 4096"),
         ({"drop": "x"}, "drop: 'x'; expected a number"),
         ({"normalize": "no"}, "normalize: 'no'; expected True or False"),

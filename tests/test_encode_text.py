@@ -353,6 +353,11 @@ def test_what_is_read_is_not_overwritten(tmp_path, features):
     assert not (tmp_path / "w").exists()
 
 
+def test_a_device_means_nothing(tmp_path):
+    encode_text(write_lines(tmp_path / "a.jsonl", alpaca(4)), tmp_path / "a.dqz")
+    assert DQZDataset(tmp_path / "a.dqz", device="cuda:99")[3] == alpaca(4)[3]
+
+
 def test_options_as_numpy_has_them(tmp_path, features):
     path = write_lines(tmp_path / "a.jsonl", alpaca(200))
     options = TextOptions(np.float64(0.5), np.int64(3), features=features, seed=np.int64(1))

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from dqcodec import EncodeOptions, OutputError, encode
+from dqcodec.sources.folder import scan
+from dqcodec.stages.images import Images
 from dqcodec.work import Work
 
 pytestmark = pytest.mark.usefixtures("quick_proxy")
@@ -300,3 +302,15 @@ def test_a_killed_run_goes_on(photo_folder, tmp_path, monkeypatch, stage, limit)
         assert before not in steps
     encode(photo_folder, tmp_path / "y.dqz", OPTIONS)
     assert (tmp_path / "x.dqz").read_bytes() == (tmp_path / "y.dqz").read_bytes()
+
+
+def test_features_of_a_fetched_model_do_not_follow_from_the_working_directory(photo_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, found = scan(photo_folder), []
+    for features in ("timm:a", "timm:a", "timm:a@w", "timm:a@w"):
+        options = EncodeOptions(features=features)
+        images = Images(folder, np.arange(len(folder)), options, 24, 4, 3, "cpu", Work(None, tmp_path))
+        found.append(images.about_features)
+        (tmp_path / "w").write_bytes(bytes(len(found)))
+    assert found[0] == found[1]
+    assert found[2] != found[3]

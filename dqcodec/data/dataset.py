@@ -134,7 +134,7 @@ class DQZDataset(Dataset[Any]):
             raise OptionError(f'mae: given with fill={fill!r}; only fill="mae" uses it')
         self.file: DQZFile | RecordFile = open_dqz(path, cache, filter)
         self.transform, self.target_transform = transform, target_transform
-        self.device = torch_device(str(device or "cpu"))
+        self.device = torch_device("cpu" if self.is_text else str(device or "cpu"))
         if self.is_text:
             given = {
                 "target_transform": target_transform,
@@ -145,7 +145,6 @@ class DQZDataset(Dataset[Any]):
             wrong = [name for name, value in given.items() if value is not None]
             if wrong:
                 raise OptionError(f"{wrong[0]}: {self.file.path} holds records of text; it is for images")
-            self.device = torch.device("cpu")
         self.fill, self.on_error, self.soft_labels = fill, on_error, soft_labels
         if self.soft_labels:
             self._images_of().soft_labels([])  # whether it has them

@@ -274,7 +274,8 @@ class Samples:
 
     def unpack(self, coded: Coded, masks: Array) -> Array:
         """The images of some of the samples, uint8 (n, C, H, W), as the file gives them; masks bool (n, P)."""
-        return self._source[3].unpack(list(self._payloads(coded.places)), masks, coded.columns)
+        *_, packer = self._source
+        return packer.unpack(list(self._payloads(coded.places)), masks, coded.columns)
 
     def _payloads(self, places: Array) -> Iterator[bytes]:
         for place in places.tolist():

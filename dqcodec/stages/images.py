@@ -161,10 +161,11 @@ class Images:
         source = self.options.features
         if source == "proxy":
             return self.about_proxy
-        path = Path(source if source.endswith(".npy") else source.partition("@")[2])
+        place = self.options.inputs().get("features")  # none for a model that timm fetches
+        files = status(Path(place)) if place else []
         networks = ("torch", "timm") if find_spec("torch") else ()
-        place = self.place.type if networks else "cpu"
-        return [self.about, str(path), source, status(path), place, *(version(name) for name in networks)]
+        device = self.place.type if networks else "cpu"
+        return [self.about, source, files, device, *(version(name) for name in networks)]
 
     @cached_property
     def about_bins(self) -> list[Any]:

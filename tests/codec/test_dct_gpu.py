@@ -45,12 +45,7 @@ def test_the_kernel_compiles(monkeypatch):
 
     def arrays(values, *before):
         """A named tuple with its arrays as the kernel takes them."""
-        new = {
-            name: np.zeros((*before, *part.shape), part.dtype)
-            for name, part in values._asdict().items()
-            if isinstance(part, np.ndarray)
-        }
-        return values._replace(**new)
+        return dct._arrays(values, lambda part: np.zeros((*before, *part.shape), part.dtype))
 
     arguments = (
         np.zeros(8, np.uint8), np.zeros(4, np.uint16), np.zeros((n, 2), np.int64), np.zeros((n, 24), np.uint8), 0, 3,
