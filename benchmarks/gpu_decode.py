@@ -124,5 +124,5 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("no CUDA device")
     if not dct.available():
-        sys.exit("the GPU decoder needs numba-cuda: pip install 'dqcodec[cuda]'")
+        sys.exit("the GPU decoder needs numba-cuda: pip install 'dqcodec[torch,cuda]'")
     main(torch.device("cuda"))
