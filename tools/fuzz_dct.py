@@ -24,7 +24,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.codec.dct import coder, filter_compiled, inverse, reference, stream
+from dqcodec.codec.dct import coder, filter_compiled, inverse, stream
 from dqcodec.codec.dct.edges import Edges
 from dqcodec.codec.dct.engine import build
 from dqcodec.codec.dct.filter import FILTER, weights
@@ -37,7 +37,6 @@ MOST_BYTES = 600  # of an input
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "fuzz-dct.json"
 CHECKED = build(stream, numba.njit(boundscheck=True))
 NEXT, FORGET, BEGIN = CHECKED["next_unit"], CHECKED["forget"], CHECKED["begin"]
-FIRST = stream.COEFFICIENTS
 SHAPES = [
     coder.Format(20, 24, channels, built_in(unit, uses), weights(FILTER, unit))
     for unit, channels, uses in [(16, 3, True), (16, 1, False), (8, 3, False), (4, 3, True), (4, 1, True)]
@@ -57,7 +56,7 @@ def checked(data, words, kept, planes, edges, scratch, lasts, order, coding):  #
     for n in range(len(kept)):
         scratch[:] = 0
         place = n % edges.columns
-        _, x, p = NEXT(kept[n], place, FIRST, planes, edges, scratch, lasts, order, coding, x, words, p, end)
+        _, x, p = NEXT(kept[n], place, 0, planes, edges, scratch, lasts, order, coding, x, words, p, end)
     return x == 1 and p == end
 
 
@@ -76,7 +75,7 @@ class Bench(NamedTuple):
 
 
 def bench(shape: coder.Format) -> Bench:
-    size = reference.scratch_size(shape.channels)
+    size = 256 * shape.channels
     return Bench(
         shape, shape.edges(), np.zeros(size, np.int32),
         filter_compiled.bench(shape.filter_tables, shape.rows, shape.columns, shape.channels, shape.unit),

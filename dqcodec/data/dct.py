@@ -21,7 +21,6 @@ from torch import Tensor
 
 from dqcodec.codec.dct import filter
 from dqcodec.codec.dct.coder import DAMAGED, Format
-from dqcodec.codec.dct.stream import COEFFICIENTS
 from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS, matrix
 from dqcodec.errors import FormatError
 
@@ -91,7 +90,7 @@ def _decode(
     static = [_arrays(values, lambda array: share(put(array))) for values in (form.order, form.tables.coding)]
     edges = _arrays(form.edges(), lambda array: share(zeros(n, len(array))))
     lasts = share(zeros(n, 18))
-    size = COEFFICIENTS + columns * channels * 256
+    size = columns * channels * 256
     band = max(1, BAND // (4 * n * size))
     planes = zeros(n, channels, rows * unit, columns * unit, dtype=torch.float32)
     patterns, active = zeros(n, rows, columns), zeros(n, channels - 1, rows, columns)
@@ -101,7 +100,7 @@ def _decode(
         gpu.decode_rows[max(n, gpu.MIN_BLOCKS), 1, queue](
             *given, first, channels, edges, *static, share(state), share(scratch), share(its), lasts
         )
-        coefficients = scratch[:, :, COEFFICIENTS:].view(n, count, columns, channels, 16, 16)[..., :unit, :unit]
+        coefficients = scratch.view(n, count, columns, channels, 16, 16)[..., :unit, :unit]
         planes[:, :, first * unit : (first + count) * unit] = to_planes(coefficients, its, step)
         patterns[:, here], active[:, :, here] = its, activity_of(coefficients)
     out = to_images(form, planes, patterns, active, units, STEPS[scale], rotation)

@@ -13,7 +13,6 @@ from dqcodec.codec.dct import coder, gpu, reference
 from dqcodec.codec.dct.contexts import UNITS
 from dqcodec.codec.dct.edges import Edges
 from dqcodec.codec.dct.pack import Encoder
-from dqcodec.codec.dct.stream import COEFFICIENTS
 from dqcodec.data import dct
 from dqcodec.data.dataset import DQZDataset
 from dqcodec.errors import FormatError
@@ -37,13 +36,13 @@ def parse(shape, payloads, kept, band):
     coefficients, patterns = [], []
     for first in range(0, shape.rows, band):
         count = min(band, shape.rows - first)
-        scratch = np.zeros((n, count, COEFFICIENTS + columns * channels * 256), np.int32)
+        scratch = np.zeros((n, count, columns * channels * 256), np.int32)
         patterns.append(np.full((n, count, columns), -1, np.int32))
         gpu.decode_rows[n, 1](
             data, data.view(np.uint16), spans, kept, first, channels, edges, shape.order, shape.tables.coding,
             state, scratch, patterns[-1], np.zeros((n, 18), np.int32),
         )  # fmt: skip
-        coefficients.append(scratch[:, :, COEFFICIENTS:].reshape(n, count * columns, channels, 16, 16))
+        coefficients.append(scratch.reshape(n, count * columns, channels, 16, 16))
     whole = (state[:, 0] == 1) & (state[:, 1] == spans[:, 1] >> 1)
     return np.concatenate(coefficients, 1), np.concatenate(patterns, 1).reshape(n, -1), whole
 

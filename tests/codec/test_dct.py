@@ -114,14 +114,14 @@ def compiled_parse(shape: Format, payload: bytes, kept: np.ndarray):
     p, end = 0, len(words) - 1
     inverse.forget(edges, 0, edges.width)
     units, patterns = [], []
-    first, lasts = stream.COEFFICIENTS, np.zeros(18, np.int32)
+    lasts = np.zeros(18, np.int32)
     for n, there in enumerate(kept):
-        scratch = np.zeros(reference.scratch_size(shape.channels), np.int32)
+        scratch = np.zeros(256 * shape.channels, np.int32)
         pattern, x, p = inverse.next_unit(
-            there, n % shape.columns, first, shape.channels, edges, scratch, lasts, shape.order, coding,
+            there, n % shape.columns, 0, shape.channels, edges, scratch, lasts, shape.order, coding,
             x, words, p, end,
         )  # fmt: skip
-        units.append(scratch[first:].reshape(shape.channels, 16, 16))
+        units.append(scratch.reshape(shape.channels, 16, 16))
         patterns.append(pattern)
     return np.array(units), np.array(patterns), x == 1 and p == end
 

@@ -120,7 +120,7 @@ def decode_compiled(
     bad: int = inverse.decode(
         np.frombuffer(b"".join(payloads), np.uint8), starts, kept, steps / np.float32(64), CHROMA_STEP,
         rotation.reshape(len(payloads), 9), form.height, form.width, form.channels, form.edges(), form.order,
-        form.tables.coding, np.zeros(reference.scratch_size(form.channels), np.int32),
+        form.tables.coding, np.zeros(256 * form.channels, np.int32),
         np.zeros(longest // 2 + 1, np.uint16), bench, out.reshape(-1),
     )  # fmt: skip
     return bad

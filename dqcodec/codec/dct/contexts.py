@@ -20,8 +20,7 @@ Array = npt.NDArray[Any]
 
 UNITS = (4, 8, 16)
 STRIDE = 16  # of a unit's coefficients
-CELL_STRIDE = 20  # of the magnitudes already decoded, by diagonal
-CELLS = 33 * CELL_STRIDE  # diagonals 0..30 of a 16 x 16 block and two more
+PLACE, NEXT, CLASS = 255, 256, 16  # in Contexts.position: mask of the place, flag, first bit of the class
 BINS = 13  # of the neighbour sum; the last is that of the first coefficient coded. DC has its own: stream.predict
 LAST_BIN = 106  # place of the last bin in SUM_BIN
 CAP = 15  # magnitudes count at most this in the sum
@@ -53,7 +52,8 @@ class Contexts(NamedTuple):
     """The numbering for units of one size; integers and flat arrays, as the compiled functions want them.
 
     unit      pixels a side
-    position  int32 (3, 336)   by size (4, 8, 16) and scan index: place in the unit, cell, position class * BINS
+    position  int32 (336,)   by size (4, 8, 16) and scan index: place in the unit, 16 u + v; NEXT where another diagonal
+                             follows; and from bit CLASS on the position class times BINS
     sum_bin   int32 (107,)   bin of a neighbour sum
     pair      int32 (S,)     first context pair of a set's coefficients
     high, low int32 (S,)     first side context of a set for the two parts of `last`
@@ -91,9 +91,12 @@ def contexts(unit: int) -> Contexts:
 
 @cache
 def _positions() -> Array:
-    rows = [
-        (u * STRIDE + v, (u + v) * CELL_STRIDE + u, position_class(size, k, u, v) * BINS)
-        for size in UNITS
-        for k, (u, v) in enumerate(scan(size).tolist())
-    ]
-    return np.array(rows, np.int32).T
+    positions = []
+    for size in UNITS:
+        places = scan(size).tolist()
+        follows = [u + v < sum(places[k + 1]) for k, (u, v) in enumerate(places[:-1])]
+        positions += [
+            u * STRIDE + v | NEXT * another | position_class(size, k, u, v) * BINS << CLASS
+            for k, ((u, v), another) in enumerate(zip(places, [*follows, False], strict=True))
+        ]
+    return np.array(positions, np.int32)

@@ -16,7 +16,6 @@ from numba import cuda
 from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.edges import Edges
 from dqcodec.codec.dct.engine import build
-from dqcodec.codec.dct.stream import COEFFICIENTS
 
 Array = Any
 MIN_BLOCKS = 128  # numba warns of fewer; those without a sample end at once
@@ -45,7 +44,7 @@ def decode_rows(data, words, spans, kept, first, planes, edges, order, coding, s
     kept      uint8 (n, units)
     edges     Edges whose arrays have an axis of samples before their own; it keeps what is above the next row
     state     int64 (n, 2): x and p after these rows, from which the next call goes on
-    scratch   int32 (n, rows, COEFFICIENTS + columns * planes * 256), 0 before; patterns int32 (n, rows, columns);
+    scratch   int32 (n, rows, columns * planes * 256), 0 before; patterns int32 (n, rows, columns);
               lasts int32 (n, 18); see stream.unit
 
     Coefficients have 32 bits because an escaped level, in 64ths of a step, takes 25 and a DC coefficient 27.
@@ -68,7 +67,7 @@ def decode_rows(data, words, spans, kept, first, planes, edges, order, coding, s
     for r in range(scratch.shape[1]):
         for c in range(mine.columns):
             patterns[i, r, c], x, p = next_unit(
-                kept[i, (first + r) * mine.columns + c], c, COEFFICIENTS + ((c * planes) << 8), planes, mine,
+                kept[i, (first + r) * mine.columns + c], c, (c * planes) << 8, planes, mine,
                 scratch[i, r], lasts[i], order, coding, x, words, p, end,
             )  # fmt: skip
     state[i, 0], state[i, 1] = x, p

@@ -20,7 +20,6 @@ from dqcodec.codec.dct.transform import matrix
 Array = Any
 _COMPILED = build(stream, inline)
 begin, forget, next_unit = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["next_unit"]
-COEFFICIENTS = stream.COEFFICIENTS
 ROWS = 768  # in `work`, after three planes of 256
 
 
@@ -199,14 +198,12 @@ def decode(
         for r in range(rows):
             for c in range(columns):
                 there = kept[i, r * columns + c]
-                pattern, x, p = next_unit(
-                    there, c, COEFFICIENTS, planes, edges, scratch, lasts, order, coding, x, words, p, end
-                )
+                pattern, x, p = next_unit(there, c, 0, planes, edges, scratch, lasts, order, coding, x, words, p, end)
                 if not there:
                     continue
                 for k in range(planes):
                     scale = steps[i] if k == 0 else steps[i] * chroma
-                    take(scratch, COEFFICIENTS + (k << 8), unit << 4, scale, work, k << 8)
+                    take(scratch, k << 8, unit << 4, scale, work, k << 8)
                 blocks(unit, planes, pattern, lasts, work)
                 if filters:
                     hold(unit, planes, pattern, lasts, r, c, rows, columns, work, bench)

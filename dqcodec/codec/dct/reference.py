@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
-def scratch_size(planes: int) -> int:
-    """int32 entries that decoding a unit needs."""
-    return stream.COEFFICIENTS + planes * 256
-
-
 def parse(form: Format, payload: bytes, kept: Array) -> tuple[Array, Array, bool]:
     """Entropy-decode one sample.
 
@@ -38,13 +33,13 @@ def parse(form: Format, payload: bytes, kept: Array) -> tuple[Array, Array, bool
     words = [*np.frombuffer(payload, "<u2", (len(payload) - head) // 2, head).tolist(), 0]
     p, end = 0, len(words) - 1
     stream.forget(edges, 0, edges.width)
-    first, lasts = stream.COEFFICIENTS, np.zeros(18, np.int32)
+    lasts = np.zeros(18, np.int32)
     for n in range(form.rows * columns):
-        scratch = np.zeros(scratch_size(planes), np.int32)
+        scratch = np.zeros(256 * planes, np.int32)
         patterns[n], x, p = stream.next_unit(
-            kept[n], n % columns, first, planes, edges, scratch, lasts, form.order, coding, x, words, p, end
+            kept[n], n % columns, 0, planes, edges, scratch, lasts, form.order, coding, x, words, p, end
         )
-        coefficients[n] = scratch[first:].reshape(planes, 16, 16)
+        coefficients[n] = scratch.reshape(planes, 16, 16)
     return coefficients, patterns, x == 1 and p == end
 
 

@@ -19,17 +19,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dqcodec.codec.dct.contexts import CELLS, LAST_BIN
+from dqcodec.codec.dct.contexts import CLASS, LAST_BIN, NEXT, PLACE
 from dqcodec.codec.dct.tables import (
-    CELL,
-    CLASS,
     ESCAPE,
     MAGNITUDE,
     OFFSET,
     OWN,
     PAIRS,
-    PLACE,
     POINTS,
+    POSITION,
     SECOND,
     SIDES,
     STATE,
@@ -40,7 +38,7 @@ from dqcodec.codec.dct.tables import (
 NONE = -1  # activity of a cell that was not decoded
 NO_DC = -(2**31)  # DC of a cell that was not decoded
 MAX_DC = 1 << 20  # of a DC integer's absolute value
-COEFFICIENTS = 2048  # where they start in `scratch`, after the cells
+NIBBLES = 0x0F0F0F0F0F0F0F0F  # every second of a word's 16 groups of 4 bits
 INDEX = 0xFFFFFFFF  # mask of indices, all of which are within it: so the compiler knows that none is negative
 RIM = 45  # sqrt(2) in 32nds, about: at a block's rim a coefficient of the first row or column counts so much against DC
 
@@ -132,27 +130,39 @@ def settle(dc: int, bottom: int, right: int, a: int, b: int, count: int, edges: 
 
 
 def coefficient(
-    context: int, cell: int, at: int, state: int, scratch: Any, coding: Any, x: int, words: Any, p: int, end: int
-) -> tuple[int, int, int]:
-    """Decode one coefficient of a context pair: (state, x, p). Its magnitude goes to `cell`, its value to `at`."""
+    context: int, at: int, state: int, scratch: Any, coding: Any, x: int, words: Any, p: int, end: int
+) -> tuple[int, int, int, int]:
+    """Decode one coefficient of a context pair, its value to `at`: (magnitude, at most 15, state, x, p)."""
     table = coding.table
     quantiser = state >> 4
     first = int(table[(PAIRS + context) & INDEX]) >> (state & SECOND)
     s, x, p = symbol(first & 0xFFFF, coding.alias, x, words, p, end)
     if s < ESCAPE:
-        scratch[cell] = table[MAGNITUDE + s]
+        magnitude = int(table[MAGNITUDE + s])
         scratch[at] = table[(POINTS + 2 * s + quantiser) & INDEX]
     else:
         level, x, p = escape(s - ESCAPE, x, words, p, end)
         s = abs(level)
-        scratch[cell] = min(s, 15)
+        magnitude = min(int(s), 15)  # never numpy's integer, in which `sums` would have no room
         value = 64 * ((s << coding.dependent) - quantiser) + coding.far
         scratch[at] = value if level > 0 else -value
-    return (coding.transitions >> (state | ((s << 1) & 2))) & STATE, x, p
+    return magnitude, (coding.transitions >> (state | ((s << 1) & 2))) & STATE, x, p
+
+
+def sums(near: int, far: int) -> tuple[int, int]:
+    """The neighbour sums of the places of a diagonal, in bytes: (those of even row u, those of odd u).
+
+    near, far  magnitudes of the next diagonal and the one after it, row u in the 4 bits from 4 u on
+    The sum at u is 2 (near[u] + near[u + 1]) + far[u] + far[u + 1] + far[u + 2], at most 105.
+    """
+    near_even, near_odd = near & NIBBLES, near >> 4 & NIBBLES
+    far_even, far_odd = far & NIBBLES, far >> 4 & NIBBLES
+    both = far_odd + (far_even >> 8)
+    return 2 * (near_even + near_odd) + far_even + both, 2 * (near_odd + (near_even >> 8)) + both + (far_odd >> 8)
 
 
 def block(
-    start: int, cells: int, pair: int, last: int, origin: int, a: int, b: int, count: int, edges: Any,
+    start: int, pair: int, last: int, origin: int, a: int, b: int, count: int, edges: Any,
     scratch: Any, coding: Any, x: int, words: Any, p: int, end: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Decode the coefficients of a block from scan index `last` to DC: (x, p).
@@ -163,28 +173,28 @@ def block(
     dc_left, count: how many cells each.
     """
     table = coding.table
-    k = (start + last) & INDEX
-    cell = int(table[CELL + k])
-    lowest = (cells + cell // 20 * 20) & INDEX
-    for i in range(lowest, lowest + 60):  # this diagonal and the two after it, as far as the sums look
-        scratch[i] = 0
-    state = 0
+    state = own = near = even = odd = 0  # magnitudes of this diagonal and the next one; sums of this one
     if last:  # the first one coded has a bin of its own
-        context = pair + int(table[CLASS + k]) + int(table[SUM_BIN + LAST_BIN])
-        at = (origin + int(table[PLACE + k])) & INDEX
-        state, x, p = coefficient(context, (cells + cell) & INDEX, at, 0, scratch, coding, x, words, p, end)
+        position = int(table[(POSITION + start + last) & INDEX])
+        context = pair + (position >> CLASS) + int(table[SUM_BIN + LAST_BIN])
+        at = (origin + (position & PLACE)) & INDEX
+        magnitude, state, x, p = coefficient(context, at, 0, scratch, coding, x, words, p, end)
+        own = magnitude << (position >> 2 & 60)
     for k in range(start + last - 1, start, -1):
-        k &= INDEX
-        cell = (cells + int(table[CELL + k])) & INDEX
-        at = (origin + int(table[PLACE + k])) & INDEX
-        total = ((int(scratch[cell + 20]) + int(scratch[cell + 21])) << 1) + int(scratch[cell + 41])
-        total += int(scratch[cell + 40]) + int(scratch[cell + 42])
-        context = pair + int(table[CLASS + k]) + int(table[SUM_BIN + (total & INDEX)])
-        state, x, p = coefficient(context, cell, at, state, scratch, coding, x, words, p, end)
+        position = int(table[(POSITION + k) & INDEX])
+        if position & NEXT:
+            even, odd = sums(own, near)
+            near, own = own, 0
+        lane = position >> 2 & 60  # 4 u
+        total = (odd if lane & 4 else even) >> (lane & 56) & 127
+        context = pair + (position >> CLASS) + int(table[SUM_BIN + total])
+        at = (origin + (position & PLACE)) & INDEX
+        magnitude, state, x, p = coefficient(context, at, state, scratch, coding, x, words, p, end)
+        own |= magnitude << lane
     top, side, bottom, right = rims(origin, count << 2, scratch)
     expected, place = predict(border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side)
     context = pair + int(table[SUM_BIN + place])
-    _, x, p = coefficient(context, cells & INDEX, origin & INDEX, state, scratch, coding, x, words, p, end)
+    _, _, x, p = coefficient(context, origin & INDEX, state, scratch, coding, x, words, p, end)
     dc = expected + ((int(scratch[origin]) + 32) >> 6)  # without the offset
     dc = min(max(dc, -MAX_DC), MAX_DC)
     scratch[origin] = dc * 64
@@ -229,10 +239,7 @@ def coded_block(
     origin = first + (plane << 8) + (row << 6) + (column << 2)
     count = size >> 2
     a, b = plane * edges.width + place * (order.unit >> 2) + column, (plane << 2) + row
-    x, p = block(
-        start, (size >> 3) * CELLS, int(order.pair[kind]), last, origin, a, b, count, edges, scratch, coding,
-        x, words, p, end,
-    )  # fmt: skip
+    x, p = block(start, int(order.pair[kind]), last, origin, a, b, count, edges, scratch, coding, x, words, p, end)
     active = activity(last, size)
     for i in range(count):
         edges.activity_above[a + i] = edges.activity_left[b + i] = active
@@ -245,7 +252,7 @@ def unit(
 ) -> tuple[int, int, int]:  # fmt: skip
     """Decode the unit at `place` in its row: (pattern, x, p).
 
-    scratch  int32: cells, and at `first`, at least COEFFICIENTS, (planes, 256): 64ths of a step in rows of 16, 0 before
+    scratch  int32, from `first` on (planes, 256): 64ths of a step in rows of 16, 0 before
     lasts    int32 (18,)   `last` of the luma block that starts at each 4 x 4 cell, then of the chroma blocks
     pattern  bit i set: quadrant i is four 4 x 4 blocks, else one of 8 x 8; -1: one block of the unit's size
     """
@@ -332,6 +339,6 @@ def next_unit(
 
 
 FUNCTIONS = (
-    symbol, raw, escape, border, rims, predict, settle, coefficient, block, neighbours, activity, coded_block, unit,
-    begin, forget, next_unit,
+    symbol, raw, escape, border, rims, predict, settle, coefficient, sums, block, neighbours, activity, coded_block,
+    unit, begin, forget, next_unit,
 )  # fmt: skip

@@ -32,8 +32,7 @@ MAX_ROTATIONS = 256
 MAX_OFFSET = 31
 EFFORTS = ("fast", "default", "best")  # how long encoders search
 OFFSETS = {True: (11, -6, -2), False: (0, -2, -1)}  # that encoders take: of the dependent, of the plain quantiser
-PLACE, CELL, CLASS, SUM_BIN = 0, 512, 1024, 1536  # places in Coding.table
-POINTS, MAGNITUDE, SIDES, PAIRS = 1664, 1728, 1792, 2304
+POSITION, SUM_BIN, POINTS, MAGNITUDE, SIDES, PAIRS = 0, 512, 640, 704, 736, 1248  # places in Coding.table
 MAX_PAIRS = 4096
 SECOND = 16  # bits from the entry of the first quantiser to that of the second in a pair; and the state's bit for it
 MAGNITUDES = np.array([*range(LARGEST + 1), 0, *range(1, LARGEST + 1)], np.int32)  # by symbol
@@ -95,9 +94,8 @@ class Tables:
         count = 2 * order.pairs
         table = np.zeros(PAIRS + MAX_PAIRS, np.int32)
         dependent = int(self.dependent)
-        place, cell, position = order.position
         parts = {
-            PLACE: place, CELL: cell, CLASS: position, SUM_BIN: order.sum_bin,
+            POSITION: order.position, SUM_BIN: order.sum_bin,
             POINTS: points(self.offset, dependent), MAGNITUDE: MAGNITUDES,
             SIDES: BUCKETS * (self.context[count:].astype(np.int32) + len(self.coefficient)),
             PAIRS: BUCKETS * (self.context[:count:2] | self.context[1:count:2].astype(np.int32) << SECOND),
@@ -114,8 +112,7 @@ class Coding(NamedTuple):
     """The tables as the decoder uses them; their sizes bound every index that a payload can make.
 
     table        int32 (PAIRS + MAX_PAIRS,), at these places:
-                 PLACE, CELL, CLASS   the three rows of contexts.Contexts.position
-                 SUM_BIN              see contexts.Contexts
+                 POSITION, SUM_BIN    see contexts.Contexts
                  POINTS (64,)         by symbol and quantiser: reconstruction point in 64ths of a step
                  MAGNITUDE (32,)      by symbol
                  SIDES                where the distribution of each side context begins in `alias`
