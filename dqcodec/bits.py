@@ -22,6 +22,7 @@ from dqcodec.errors import OptionError
 Array = npt.NDArray[Any]
 
 MODES = ("fixed", "auto", "rank")
+LOWEST = {"dct": 1.0, "pixel": float(MIN_BITS)}  # bits; images of 1 bit with dct are 20 to 22 dB from the originals
 PRICE_STEPS = 100  # of the bisection, over 23 decimal powers
 # Bits less and more that a sample may have with `auto`. With dct, at equal bytes, 13/16 of a bit or a whole one make
 # networks worse that are trained on them; pixel has whole bits only (benchmarks/bits.py).
@@ -43,7 +44,7 @@ class Bits:
 
 
 def parse(text: object) -> Bits:
-    """OptionError where it is none of "6", "auto:6", "rank:6" with 2 to 8 bits, "fixed", "auto", "rank"."""
+    """OptionError where it is none of "6", "auto:6", "rank:6" with 1 to 8 bits, "fixed", "auto", "rank"."""
     if isinstance(text, str) and text in MODES:
         return Bits(text, None)
     known = isinstance(text, str | float) or (isinstance(text, int) and abs(text) < 1000)
@@ -52,10 +53,10 @@ def parse(text: object) -> Bits:
         found = Bits(mode if colon else "fixed", float(number))
     except ValueError:
         found = Bits("", None)
-    wrong = found.mode not in MODES or (colon and mode == "fixed")
-    if wrong or found.mean is None or not MIN_BITS <= found.mean <= MAX_BITS:
+    wrong, low = found.mode not in MODES or (colon and mode == "fixed"), min(LOWEST.values())
+    if wrong or found.mean is None or not low <= found.mean <= MAX_BITS:
         what = repr(text) if known else f"a {type(text).__name__}"
-        raise OptionError(f"bits: {what}; allowed: {MIN_BITS} to {MAX_BITS} bits, as in 6, auto:6, rank:6, auto")
+        raise OptionError(f"bits: {what}; allowed: {low:g} to {MAX_BITS} bits, as in 6, auto:6, rank:6, auto")
     return found
 
 

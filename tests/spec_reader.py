@@ -235,7 +235,7 @@ def read_columns(members: Members, dqz: dict, frames: int, patches: int) -> dict
     known: dict[str, tuple[tuple[int | None, ...], str, int, int]] = {  # shape, data types, range
         "length": ((frames,), "uint16 uint32", 1, top),
         "label": ((count,), any_kind, 0, classes - 1),
-        "bits": ((count,), "uint8", 2, 8),
+        "bits": ((count,), "uint8", 2 if transform["name"] == "pixel" else 1, 8),
         "scale": ((count,), "uint8", 0, top),
         "checksum": ((-(-frames // dqz["checksum_group"]),), "uint32", 0, top),
         "mask": ((count, -(-patches // 8)), "uint8", 0, top),

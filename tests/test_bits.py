@@ -103,6 +103,7 @@ def test_rank(distance, share):
     [
         ("6", Bits("fixed", 6)),
         (3.5, Bits("fixed", 3.5)),
+        (1, Bits("fixed", 1)),
         ("auto:4", Bits("auto", 4)),
         ("rank:2.5", Bits("rank", 2.5)),
         ("auto", Bits("auto", None)),
@@ -114,7 +115,7 @@ def test_parse(text, expected):
     assert parse(str(parse(text))) == expected
 
 
-@pytest.mark.parametrize("text", ["", "auto:", ":6", "fixed:6", "auto:9", "1", "nan", "auto:nan", "6:auto", "x"])
+@pytest.mark.parametrize("text", ["", "auto:", ":6", "fixed:6", "auto:9", "0.9", "nan", "auto:nan", "6:auto", "x"])
 def test_what_is_no_width(text):
-    with pytest.raises(OptionError, match="bits: .*; allowed: 2 to 8 bits, as in 6, auto:6, rank:6"):
+    with pytest.raises(OptionError, match="bits: .*; allowed: 1 to 8 bits, as in 6, auto:6, rank:6"):
         parse(text)

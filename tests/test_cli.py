@@ -58,7 +58,7 @@ def test_encode_as_json_with_skips(tmp_path):
     ("arguments", "message"),
     [
         (["--keep", "2"], "Error: --keep: 2.0; allowed: 0 < keep <= 1"),
-        (["--bits", "9"], "Error: --bits: '9'; allowed: 2 to 8 bits, as in 6, auto:6, rank:6"),
+        (["--bits", "9"], "Error: --bits: '9'; allowed: 1 to 8 bits, as in 6, auto:6, rank:6"),
         (["--patch", "5"], "Error: --patch: 5 does not divide the size 24; allowed here: 1, 2, 3"),
         (["--features", "magic"], "Error: --features: 'magic'; allowed: proxy"),
         (["--keep", "0.6", "--device", "toaster"], "Error: --device: 'toaster' is not to be had here"),

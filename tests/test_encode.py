@@ -356,7 +356,7 @@ def test_timm_models_that_cannot_be_had(photo_folder, tmp_path):
         ({"drop": 1}, "drop: 1; allowed: 0 <= drop < 1"),
         ({"drop": -0.1}, "drop: -0.1"),
         ({"drop": float("nan")}, "drop: nan"),
-        ({"bits": 1}, "bits: 1; allowed: 2 to 8 bits, as in 6, auto:6, rank:6"),
+        ({"bits": 0.5}, "bits: 0.5; allowed: 1 to 8 bits, as in 6, auto:6, rank:6"),
         ({"bits": "auto:9"}, "bits: 'auto:9'"),
         ({"size": 0}, "size: 0; allowed: an integer, 1 to 4096"),
         ({"size": 5000}, "size: 5000"),

@@ -103,7 +103,7 @@ def test_the_total_distance_falls(folder, tmp_path):
     assert ours < same
 
 
-@pytest.mark.parametrize("bits", ["auto:2", "auto:8", "rank:7.5", "rank:2.5", "auto:2.4"])
+@pytest.mark.parametrize("bits", ["auto:1", "auto:8", "rank:7.5", "rank:1.5", "auto:1.4"])
 def test_no_room_for_a_bit_more_and_less(folder, tmp_path, bits):
     result = encode(folder, tmp_path / "x.dqz", EncodeOptions(keep=1, drop=0, transform="dct", bits=bits))
     mean = bits.partition(":")[2]
@@ -114,8 +114,21 @@ def test_no_room_for_a_bit_more_and_less(folder, tmp_path, bits):
 
 
 def test_pixel_takes_whole_bits(folder, tmp_path):
-    with pytest.raises(OptionError, match="bits: auto:4.5; allowed with pixel: whole bits, 2 to 8"):
-        encode(folder, tmp_path / "x.dqz", EncodeOptions(transform="pixel", bits="auto:4.5"))
+    for bits in ("auto:4.5", "1"):
+        with pytest.raises(OptionError, match=f"bits: {bits}; allowed with pixel: whole bits, 2 to 8"):
+            encode(folder, tmp_path / "x.dqz", EncodeOptions(transform="pixel", bits=bits))
+
+
+def test_the_coarsest(folder, tmp_path):
+    """One bit with dct: a step of 128 grey levels."""
+    sizes = {}
+    for bits in (1, 2):
+        path = tmp_path / f"{bits}.dqz"
+        encode(folder, path, EncodeOptions(keep=1, drop=0, transform="dct", bits=bits))
+        assert set(columns(path)["bits"].tolist()) == {bits}
+        sizes[bits] = columns(path)["length"].sum()
+        assert verify(path).ok
+    assert sizes[1] < 0.7 * sizes[2]
 
 
 @pytest.mark.parametrize(("value", "what"), [(np.nan, "are not finite"), (0.0, "vanish")])

@@ -52,7 +52,7 @@ _BLOCK = 1 << 20  # values that are packed at once; a multiple of 8
 class DctCodec(Codec):  # type: ignore[misc]
     """Lossy codec of image chunks.
 
-    bits    nominal width of a value, 2 to 8: a step of 2^(8 - bits) grey levels
+    bits    nominal width of a value, 1 to 8: a step of 2^(8 - bits) grey levels
     effort  "fast", "default" or "best"
 
     Raises OptionError for wrong options and arrays, FormatError for bytes that are no such chunk.
@@ -61,8 +61,8 @@ class DctCodec(Codec):  # type: ignore[misc]
     codec_id = "dqc_dct"
 
     def __init__(self, bits: float = 4, effort: str = "default") -> None:
-        if not 2 <= bits <= 8:
-            raise OptionError(f"bits: {bits}; allowed: 2 to 8")
+        if not 1 <= bits <= 8:
+            raise OptionError(f"bits: {bits}; allowed: 1 to 8")
         if effort not in EFFORTS:
             raise OptionError(f"effort: {effort!r}; allowed: {', '.join(EFFORTS)}")
         self.bits, self.effort = bits, effort

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.codec.quantize import MAX_BITS, MIN_BITS
+from dqcodec.bits import LOWEST
+from dqcodec.codec.quantize import MAX_BITS
 from dqcodec.container.shards import Output
 from dqcodec.errors import OptionError
 from dqcodec.options import parse_size
@@ -57,23 +58,25 @@ def wanted_bytes(images: Images, run: Run) -> int | None:
 class Ladder:
     """Widths that rise one sample after another, in random order, step by step.
 
-    base  float64 (n,), where they start
-    step  bits
-    turn  float64 (n,), 0 <= turn < 1, when it is a sample's turn
+    base    float64 (n,), where they start
+    step    bits
+    lowest  bits that a sample may have
+    turn    float64 (n,), 0 <= turn < 1, when it is a sample's turn
     """
 
     base: Array
     step: float
+    lowest: float
     turn: Array
 
     @classmethod
-    def of(cls, base: Array, step: float, seed: int) -> Ladder:
-        return cls(base, step, np.random.default_rng(seed).permutation(len(base)) / len(base))
+    def of(cls, base: Array, step: float, lowest: float, seed: int) -> Ladder:
+        return cls(base, step, lowest, np.random.default_rng(seed).permutation(len(base)) / len(base))
 
     def at(self, shift: float) -> Array:
         """The widths when their mean has risen by `shift` bits, within the limits."""
         moved: Array = self.base + self.step * np.floor(shift / self.step + self.turn)
-        return moved.clip(MIN_BITS, MAX_BITS)
+        return moved.clip(self.lowest, MAX_BITS)
 
     def apart(self, low: float, high: float) -> int:
         """Steps of single samples from one shift to a higher one."""
@@ -82,7 +85,7 @@ class Ladder:
     def between(self, low: float | None, high: float | None, guess: float) -> float:
         """The guess, if its widths are other than those of both bounds, or a shift in their middle. None: no bound,
         where the smallest or largest widths may be."""
-        span = MAX_BITS - MIN_BITS + self.step
+        span = MAX_BITS - self.lowest + self.step
         below, above = -span if low is None else low, span if high is None else high
         guess = float(np.clip(guess, below, above))
         apart = (low is None or self.apart(low, guess)) and (high is None or self.apart(guess, high))
@@ -106,7 +109,7 @@ def climb(ladder: Ladder, size: Callable[[Array], float], most: float, start: fl
                 return shift
         else:
             high = shift
-            if (widths == MIN_BITS).all():
+            if (widths == ladder.lowest).all():
                 return shift
         if low is not None and high is not None and ladder.apart(low, high) <= 1:
             return low
@@ -151,11 +154,12 @@ def find_keep(
 def find_mean(draft: Draft, budget: int, writer: Output) -> float:
     """The mean width with which the file has `budget` bytes, estimated from a few samples."""
     images, count = draft.images, len(draft.kept)
-    middle = (MIN_BITS + MAX_BITS) / 2
-    ladder = Ladder.of(np.full(count, middle), step(images), images.options.seed)
+    lowest = LOWEST[images.transform]
+    middle = (lowest + MAX_BITS) / 2
+    ladder = Ladder.of(np.full(count, middle), step(images), lowest, images.options.seed)
     with some_samples(draft, writer, FEW) as samples:
         shift = climb(ladder, lambda bits: expected(draft, samples.code(bits), count), budget)
-    return float(np.clip(middle + shift, MIN_BITS, MAX_BITS))
+    return float(np.clip(middle + shift, lowest, MAX_BITS))
 
 
 def approach(draft: Draft, ladder: Ladder, budget: int, trim: bool, writer: Output) -> float:
@@ -214,7 +218,7 @@ def _too_small(draft: Draft, budget: int, least: str, trim: bool) -> OptionError
     samples, advice = ("one sample", "") if trim else ("all samples", "with keep auto as many as fit are taken; ")
     return OptionError(
         f"target_size: {wanted} is too small; with these options the smallest file has {least} bytes, {samples} at "
-        f"{MIN_BITS} bits; {advice}a smaller size makes it smaller"
+        f"{LOWEST[draft.images.transform]:g} bits; {advice}a smaller size makes it smaller"
     )
 
 

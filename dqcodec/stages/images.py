@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import Bits, parse, reach_of
+from dqcodec.bits import LOWEST, Bits, parse, reach_of
 from dqcodec.codec import quantize
 from dqcodec.container.spec import MAX_PATCHES
 from dqcodec.errors import OptionError, SourceError
@@ -258,14 +258,14 @@ def _resized(probes: list[Probe], size: int, options: EncodeOptions) -> list[str
 def _bits(images: Images, run: Run) -> Bits:
     """What --bits says, or the default: equal widths, as adaptive ones train no better; so too where a bit less or more
     would not be allowed."""
-    options, transform, low, high = images.options, images.transform, quantize.MIN_BITS, quantize.MAX_BITS
+    options, transform, low, high = images.options, images.transform, LOWEST[images.transform], quantize.MAX_BITS
     bits = parse("fixed" if options.bits is None else options.bits)
     if options.target_size is not None and options.keep != AUTO:
         return bits  # the mean is found later
     mean = DEFAULT_BITS[transform] if bits.mean is None else bits.mean
     bits = Bits(bits.mode, mean)
-    if transform == "pixel" and mean % 1:
-        raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low} to {high}")
+    if transform == "pixel" and (mean % 1 or mean < low):
+        raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low:g} to {high}")
     reach = reach_of(bits.mode, transform)
     if options.target_size is None and not low + reach <= mean <= high - reach:
         less = "a bit" if reach == 1 else f"{reach:g} bits"

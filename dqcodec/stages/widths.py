@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import allocate, allocate_bytes, rank, reach_of, with_middle
+from dqcodec.bits import LOWEST, allocate, allocate_bytes, rank, reach_of, with_middle
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format, decode
 from dqcodec.container.spec import unpack_mask
@@ -44,7 +44,7 @@ def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | 
     if proxy is None or mode == "fixed":
         return Widths(np.full(len(kept), whole(images, mean)), None)
     reach = reach_of(mode, images.transform)
-    centre = float(np.clip(whole(images, mean), quantize.MIN_BITS + reach, quantize.MAX_BITS - reach))
+    centre = float(np.clip(whole(images, mean), LOWEST[images.transform] + reach, quantize.MAX_BITS - reach))
     equal = np.full(len(kept), centre)
     ends = [centre - reach, centre + reach]
     measured, sizes = _measure(

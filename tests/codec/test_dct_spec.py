@@ -200,6 +200,7 @@ def small(tmp_path_factory):
     ("channels", "size", "patch", "options", "noise"),
     [
         (3, 32, 4, {}, 20),
+        (3, 32, 32, {"bits": 1}, 20),
         (3, 40, 8, {"bits": 8, "effort": "fast"}, 256),
         (3, 33, 11, {"bits": 5}, 20),
         (1, 48, 16, {"effort": "fast"}, 20),
