@@ -68,7 +68,7 @@ def ours(file: dqcodec.DQZFile, device: torch.device) -> dict[str, float]:
 
 def pixels(file: dqcodec.DQZFile, device: torch.device) -> float:
     """Images a second from coefficients, which take the same time whatever they are."""
-    form, n = form_of(file.reader), min(BATCH, len(file))
+    form, n = form_of(file.reader, file.filter), min(BATCH, len(file))
     grid = n, form.rows, form.columns
     coefficients = torch.zeros((*grid, form.channels, form.unit, form.unit), dtype=torch.int32, device=device)
     patterns = torch.zeros(grid, dtype=torch.int32, device=device)

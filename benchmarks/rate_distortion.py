@@ -7,10 +7,11 @@
         --bits 3 3.5     nominal widths of ours
         --others 2000    the other formats see so many images only
 
-Nothing is dropped. The .dqz counts whole, with all its columns; the others count their bare image files, one an image,
-each format with its better chroma format at each PSNR. LIMIT and --others take images evenly spaced over the folder;
-PSNR and SSIM of every format are those of the images that the others see, and so are the payloads of ours there, with
-an equal share of everything else in the file. Bytes between two settings are interpolated, log bytes against PSNR.
+Ours is decoded as loaders do by default and, "filtered", with its filter, too. Nothing is dropped; .dqz counts whole,
+with all its columns; the others count their bare image files, one an image, each format with its better chroma format
+at each PSNR. LIMIT and --others take images evenly spaced over the folder; PSNR and SSIM of every format are those of
+the images that the others see, and so are the payloads of ours there, with an equal share of everything else in the
+file. Bytes between two settings are interpolated, log bytes against PSNR.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from dqcodec.sources.folder import scan
 GOALS = (31.0, 33.7, 36.7)  # dB
 BITS = (2.6, 2.9, 3.2, 3.5, 3.8, 4.1, 4.4, 4.7, 5.0)
 EFFORTS = ("fast", "default", "best")
+OURS, FILTERED, TWO_THREADS = "ours", "ours, filtered", "ours, two threads"  # the same files
 SSIM_IMAGES = 100
 ROUNDS, ENCODE_ROUNDS = 15, 7
 MANY = 1000  # images that one round of encoding is enough for
@@ -119,19 +121,21 @@ def encode(folder: Path, path: Path, bits: float, effort: str, workers: int | No
     return dqcodec.encode(folder, path, options, workers=workers, overwrite=True)
 
 
-def ours(folder: Path, path: Path, images: Array, seen: Array, bits: float, effort: str, filtered: bool = True) -> Row:
-    """One width and effort; `images` are those at the indices `seen`."""
+def ours(folder: Path, path: Path, images: Array, seen: Array, bits: float, effort: str) -> dict[str, Row]:
+    """One width and effort, without and with the filter; `images` are those at the indices `seen`."""
     encode(folder, path, bits, effort)
-    with dqcodec.DQZFile(path, filter=filtered) as file:
-        decoded = [image.transpose(1, 2, 0) for k in seen for image in file.images([k])]
-        count, payload = len(file), int(file.reader.columns["length"][seen].sum())
-    found = sizes(path)
-    return {
-        "setting": bits,
-        "bytes": round(payload / len(seen) + (found["file"] - found["payload"]) / count, 2),
-        **quality(decoded, images),
-        **{f"{name}_bytes": round(size / count, 2) for name, size in found.items()},
-    }
+    found, rows = sizes(path), {}
+    for name in (OURS, FILTERED):
+        with dqcodec.DQZFile(path, filter=name == FILTERED) as file:
+            decoded = [image.transpose(1, 2, 0) for k in seen for image in file.images([k])]
+            count, payload = len(file), int(file.reader.columns["length"][seen].sum())
+        rows[name] = {
+            "setting": bits,
+            "bytes": round(payload / len(seen) + (found["file"] - found["payload"]) / count, 2),
+            **quality(decoded, images),
+            **{f"{part}_bytes": round(size / count, 2) for part, size in found.items()},
+        }
+    return rows
 
 
 def theirs(contender: Contender, images: Array, setting: float) -> Row:
@@ -165,13 +169,13 @@ def nearest(rows: list[Row], goal: float) -> Row:
     return min(rows, key=lambda row: float(abs(row["psnr"] - goal)))
 
 
-def compare(curves: Curves, formats: list[Contender], goals: list[float], side: int) -> list[Row]:
-    """Ours against each family, at each goal; None where a goal is not reached."""
+def compare(curves: Curves, own: str, formats: list[Contender], goals: list[float], side: int) -> list[Row]:
+    """The curve `own` of ours against each family, at each goal; None where a goal is not reached."""
     found = []
     for family in dict.fromkeys(contender.family for contender in formats):
         names = [contender.name for contender in formats if contender.family == family]
         for goal in goals:
-            mine, rest = bytes_at(curves["ours"], goal), {name: bytes_at(curves[name], goal) for name in names}
+            mine, rest = bytes_at(curves[own], goal), {name: bytes_at(curves[name], goal) for name in names}
             better = min(names, key=lambda name: rest[name] if rest[name] > 0 else np.inf)
             values = {"ours": mine, "theirs": rest[better], "ratio": mine / rest[better]}
             found.append({
@@ -184,7 +188,7 @@ def compare(curves: Curves, formats: list[Contender], goals: list[float], side: 
 
 def efforts(curves: Curves, others: list[Row]) -> list[Row]:
     """Bytes of the other efforts against those of the default one, each at its own PSNR."""
-    return [{**row, "ratio": round(row["bytes"] / bytes_at(curves["ours"], row["psnr"]), 4)} for row in others]
+    return [{**row, "ratio": round(row["bytes"] / bytes_at(curves[OURS], row["psnr"]), 4)} for row in others]
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -204,11 +208,11 @@ def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple
             contender.decode(data)
 
     halves = np.array_split(seen, 2)
-    with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(path, filter=False) as plain, ThreadPoolExecutor(2) as pool:
+    with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(path, filter=True) as filtered, ThreadPoolExecutor(2) as pool:
         jobs: dict[str, Callable[[], Any]] = {
-            "ours": lambda: list(map(file.images, halves)),
-            "ours, no filter": lambda: list(map(plain.images, halves)),
-            "ours, two threads": lambda: list(pool.map(file.images, halves)),
+            OURS: lambda: list(map(file.images, halves)),
+            FILTERED: lambda: list(map(filtered.images, halves)),
+            TWO_THREADS: lambda: list(pool.map(file.images, halves)),
         }
         for name, (contender, setting) in chosen.items():
             files = [contender.encode(image, setting) for image in images]
@@ -220,7 +224,10 @@ def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple
         name: {
             "ms": round(median(found[name] for found in rounds) * 1e3 / len(seen), 4),
             "fastest": round(min(found[name] for found in rounds) * 1e3 / len(seen), 4),
-            "ours/this": round(median(found["ours"] / found[name] for found in rounds), 3),
+            **{
+                f"{own}/this": round(median(found[own] / found[name] for found in rounds), 3)
+                for own in (OURS, FILTERED)
+            },
         }
         for name in jobs
     }
@@ -256,9 +263,10 @@ def plot(curves: Curves, name: str, count: int, side: int) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for axis, measure, label in zip(axes, ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
         for format_name, rows in curves.items():
-            style = {"color": "black", "linewidth": 2.2} if format_name == "ours" else {"linewidth": 1.2}
+            style = {"color": "black", "linewidth": 2.2} if format_name in (OURS, FILTERED) else {"linewidth": 1.2}
+            line = "--" if format_name == FILTERED else "-"
             x, y = [row["bytes"] for row in rows], [row[measure] for row in rows]
-            axis.plot(x, y, marker="o", markersize=3, label=".dqz" if format_name == "ours" else format_name, **style)
+            axis.plot(x, y, line, marker="o", markersize=3, label=format_name.replace("ours", ".dqz"), **style)
         axis.set(xscale="log", xlabel="bytes an image", ylabel=label)
         axis.grid(alpha=0.3, which="both")
     axes[0].legend()
@@ -278,19 +286,21 @@ def tables(result: Row, side: int) -> None:
     """What people read, with the targets."""
     large = side == 224
     keys = ["psnr", "format", "ours", "theirs", "ratio", "target"]
-    table("bytes an image at equal PSNR", keys, [[row[key] for key in keys] for row in result["equal PSNR"]])
+    for own, rows in result["equal PSNR"].items():
+        table(f"bytes an image at equal PSNR, {own}", keys, [[row[key] for key in keys] for row in rows])
     keys = ["setting", "bytes", "psnr", "ssim", "file_bytes", "payload_bytes", "columns_bytes", "tables_bytes"]
     note = f" (columns: at most {COLUMNS_TARGET:g})" if side == 32 else ""
-    table(f"ours{note}", keys, [[row[key] for key in keys] for row in result["curves"]["ours"]])
+    table(f"ours{note}", keys, [[row[key] for key in keys] for row in result["curves"][OURS]])
     keys = ["effort", "setting", "bytes", "psnr", "ratio"]
     table("efforts; ratio to default at equal PSNR", keys, [[row[key] for key in keys] for row in result["efforts"]])
     times = result["decoding"]["times"]
     families = {contender.name: contender.family for contender in contenders()}
-    rows = [[name, row["ms"], row["fastest"], row["ours/this"]] for name, row in times.items()]
+    rows = [[name, *row.values()] for name, row in times.items()]
     goals: dict[str, float | None] = {name: DECODE_TARGETS.get(families.get(name, "")) for name in times}
-    goals["ours, two threads"] = THREADS_TARGET
+    goals[TWO_THREADS] = THREADS_TARGET
     rows = [[*row, goals[row[0]] if large else None] for row in rows]
-    table(f"decoding at {result['decoding']['psnr']} dB", ["format", "ms", "fastest", "ours/this", "target"], rows)
+    heads = ["format", *next(iter(times.values())), "target"]
+    table(f"decoding at {result['decoding']['psnr']} dB", heads, rows)
     goals = {effort: target for effort, target in ENCODE_TARGETS.items() if large}
     rows = [
         [effort, *row.get("pack", row["read"]), row.get("tables", [None])[0], goals.get(effort)]
@@ -316,17 +326,18 @@ def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
     every = prepare(given.folder, folder, given.limit, given.size)
     goals, side, seen = sorted(given.goals), every.shape[1], spread(len(every), given.others)
     images, middle, formats = every[seen], sorted(given.goals)[len(given.goals) // 2], contenders()
-    curves: Curves = {"ours": [ours(folder, path, images, seen, bits, "default") for bits in given.bits]}
+    made = [ours(folder, path, images, seen, bits, "default") for bits in given.bits]
+    curves: Curves = {own: [rows[own] for rows in made] for own in (OURS, FILTERED)}
     for contender in formats:
         print(contender.name, file=sys.stderr)
         curves[contender.name] = [theirs(contender, images, k) for k in useful(contender, images, goals)]
 
-    bits = nearest(curves["ours"], middle)["setting"]
-    rest = [{"effort": k, **ours(folder, path, images, seen, bits, k)} for k in ("fast", "best")]
-    rest.append({"effort": "default, no filter", **ours(folder, path, images, seen, bits, "default", filtered=False)})
+    bits = nearest(curves[OURS], middle)["setting"]
+    rest = [{"effort": k, **ours(folder, path, images, seen, bits, k)[OURS]} for k in ("fast", "best")]
+    encode(folder, path, bits, "default")
     best = {contender.name: nearest(curves[contender.name], middle) for contender in formats}
     chosen = {contender.name: (contender, best[contender.name]["setting"]) for contender in formats}
-    times = decode_times(path, seen, images, chosen)  # of the file of the default effort, which was made last
+    times = decode_times(path, seen, images, chosen)
     return {
         "question": __doc__.splitlines()[0],
         "images": len(every),
@@ -334,11 +345,11 @@ def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
         "images of SSIM": len(spread(len(seen), SSIM_IMAGES)),
         "side": side,
         "versions": versions(),
-        "equal PSNR": compare(curves, formats, goals, side),
+        "equal PSNR": {own: compare(curves, own, formats, goals, side) for own in (OURS, FILTERED)},
         "efforts": efforts(curves, rest),
         "decoding": {
             "psnr": middle,
-            "at": {"ours": nearest(curves["ours"], middle), **best},
+            "at": {**next(rows for rows in made if rows[OURS]["setting"] == bits), **best},
             "times": times,
         },
         "encoding": encode_times(folder, path, bits),

@@ -42,7 +42,8 @@ def export(path: str | Path, target: str | Path, fill: str = "mae", progress: Pr
     """
     with open_dqz(path) as file:
         if isinstance(file, DQZFile):
-            return _export_images(file, Path(target), fill, progress)
+            with DQZFile(path, filter=True) as images:
+                return _export_images(images, Path(target), fill, progress)
         if fill != "mae":
             raise OptionError(f"fill: {file.path} holds records of text; it is for images")
         return _export_records(file, Path(target), progress)
@@ -150,7 +151,7 @@ def images_of(file: DQZFile, fill: str) -> Callable[[Sequence[int]], Array]:
     try:
         from dqcodec.data.dataset import DQZDataset
 
-        dataset = DQZDataset(file.path, fill=fill)
+        dataset = DQZDataset(file.path, fill=fill, filter=file.filter)
     except ImportError as error:
         message = f"fill: 'mae' needs torch: pip install 'dqcodec[torch]', or choose another fill ({error})"
         raise OptionError(message) from None

@@ -69,7 +69,7 @@ def show(
     if output.suffix.lower() not in FORMATS:
         raise OptionError(f"output: {output.name!r}; allowed: names that end in {', '.join(FORMATS)}")
     check_place(output, overwrite)
-    with DQZFile(path) as file:
+    with DQZFile(path, filter=True) as file:
         if indices is None:
             indices = np.unique(np.linspace(0, len(file) - 1, SHOWN).round().astype(int)).tolist()
         try:

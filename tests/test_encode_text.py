@@ -478,7 +478,7 @@ def test_a_record_that_is_wanted_twice_is_two_dicts(packed):
 
 
 def test_options_of_images_are_refused(packed):
-    for arguments in ({"fill": "mean"}, {"mae": "file:x"}, {"target_transform": len}, {"filter": False}):
+    for arguments in ({"fill": "mean"}, {"mae": "file:x"}, {"target_transform": len}, {"filter": True}):
         with pytest.raises(OptionError, match="holds records of text"):
             DQZDataset(packed, **arguments)
     with pytest.raises(OptionError, match="holds records of text, not images"):

@@ -96,8 +96,8 @@ class DQZDataset(Dataset[Any]):
         fill              dropped patches: "mae" (a masked autoencoder predicts them), "smooth" (interpolated from the
                           pixels around them), "mean" (the image's mean colour), "none" (black)
         mae               for fill="mae", another model than the file wants: "hf:OWNER/NAME", "file:PATH", or an MAE
-        filter            of images of the transform dct; False: 0.2 to 0.3 dB further from the originals, but networks
-                          train from them as well, and decoding takes 0.7 of the time on a CPU
+        filter            images of the transform dct with the file's filter: 0.2 to 0.3 dB nearer to the originals, for
+                          1.3 times the time of decoding on a CPU; networks train as well without it
         soft_labels       targets are what a classifier that saw the whole source says of a sample, float32 (classes,)
                           of sum 1, as torch's cross_entropy takes them; the file must have them (dqcodec encode
                           --soft-labels)
@@ -122,7 +122,7 @@ class DQZDataset(Dataset[Any]):
         device: str | torch.device | None = None,
         fill: str = "mae",
         mae: str | Path | MAE | None = None,
-        filter: bool = True,
+        filter: bool = False,
         soft_labels: bool = False,
         on_error: str = "raise",
         cache: str | Path | None = None,

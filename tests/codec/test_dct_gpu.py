@@ -102,10 +102,11 @@ def test_without_a_compiler_for_the_gpu_the_cpu_decodes(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or not dct.available(), reason="needs a GPU and dqcodec[cuda]")
-def test_a_gpu_gives_the_cpus_images(encoded):
-    dataset = DQZDataset(encoded, device="cuda", fill="none")
+@pytest.mark.parametrize("filter", [False, True])
+def test_a_gpu_gives_the_cpus_images(encoded, filter):
+    dataset = DQZDataset(encoded, device="cuda", fill="none", filter=filter)
     assert dataset._decoder.func is dct.decode
-    expected = DQZDataset(encoded, fill="none").images(range(len(dataset)))
+    expected = DQZDataset(encoded, fill="none", filter=filter).images(range(len(dataset)))
     batches = list(DQZLoader(dataset, 4, shuffle=False))
     apart = (torch.cat([images for images, _ in batches]).cpu().int() - expected.int()).abs()
     assert apart.max() <= 1

@@ -45,15 +45,28 @@ def test_without_the_filter_images_are_those_of_a_file_that_has_none(name, rebui
     root["attributes"]["dqz"]["transform"]["filter"] = "none"
     every = list(range(9))
     expected = DQZDataset(rebuild(path, {"zarr.json": json.dumps(root).encode()}), fill="none").images(every)
-    dataset = DQZDataset(path, fill="none", filter=False)
+    dataset = DQZDataset(path, fill="none")
     assert torch.equal(dataset.images(every), expected)
     assert torch.equal(pickle.loads(pickle.dumps(dataset)).images(every), expected)
     batch = next(iter(DataLoader(dataset.packed, 9)))
     assert torch.equal(dataset.collate(batch)[0], expected)
     assert torch.equal(next(iter(DQZLoader(dataset, 9, shuffle=False, device="cpu")))[0], expected)
-    with dqcodec.open(path, filter=False) as file:
+    with dqcodec.open(path) as file:
         np.testing.assert_array_equal(file.images(every, "none"), expected.numpy())
-    assert torch.equal(DQZDataset(path, fill="none").images(every), expected) == (name == "dct-grey")  # it has none
+
+
+@pytest.mark.parametrize("name", ["dct-rgb", "dct-grey", "dct-dropped"])
+def test_with_the_filter_images_are_the_golden_ones(name):
+    path, every = GOLDEN / name / "file.dqz", list(range(9))
+    dataset = DQZDataset(path, fill="none", filter=True)
+    expected = torch.from_numpy(np.load(path.with_name("expected.npz"))["images"][every])
+    for images in (dataset.images(every), pickle.loads(pickle.dumps(dataset)).images(every)):
+        assert (images.int() - expected.int()).abs().max() <= 1
+    batch = next(iter(DataLoader(dataset.packed, 9)))
+    assert torch.equal(dataset.collate(batch)[0], dataset.images(every))
+    assert torch.equal(next(iter(DQZLoader(dataset, 9, shuffle=False, device="cpu")))[0], dataset.images(every))
+    same = torch.equal(DQZDataset(path, fill="none").images(every), dataset.images(every))
+    assert same == (name == "dct-grey")  # it has none
 
 
 @pytest.mark.parametrize("fill", ["mean", "smooth", "none"])
