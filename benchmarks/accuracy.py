@@ -45,7 +45,7 @@ import torch
 from common import RESULTS, machine
 from contenders import versions
 from sets import FORMATS, Case, Source, TrainingSet, Unreachable, limited, load, make, restore, write
-from training import NARROW, Recipe, train
+from training import FINER, NARROW, Recipe, accuracy, fit
 
 import dqcodec
 
@@ -55,6 +55,7 @@ DROPS = (0.15, 0.25, 0.4)
 NUMBERS = (0.01, 0.05, 0.1, 0.3, 0.6)
 METHODS = ("random", "graphcut", "dq", "adq")
 FILLS = ("mae", "mean")
+TEACHERS = ("proxy", FINER)  # networks that say soft labels
 LOSS = 0.02  # of the full set's accuracy, at which bytes are compared
 
 Run = dict[str, Any]
@@ -63,19 +64,19 @@ Run = dict[str, Any]
 def compared(budgets: list[int]) -> Iterator[Case]:
     """Sets at these budgets, of whose .dqz one thing differs from the first of them; and the encoder's presets."""
     yield Case("full")
-    yield Case("full", soft=True)
+    yield from (Case("full", soft=teacher) for teacher in TEACHERS)
     for budget in budgets:
         yield Case("originals", budget)
         for kind in FORMATS:
             for half in (False, True):
                 yield from (Case(kind, budget, share, half) for share in SHARES)
-            yield from (Case(kind, budget, share, soft=True) for share in SHARES)
+            yield from (Case(kind, budget, share, soft=teacher) for share in SHARES for teacher in TEACHERS)
         for share in SHARES:
             plain = Case("dqz", budget, share)
             yield plain
             if share < 1:
                 yield from (replace(plain, method=method) for method in METHODS[1:])
-            yield replace(plain, soft=True)
+            yield from (replace(plain, soft=teacher, filter=filter) for teacher in TEACHERS for filter in (True, False))
             yield replace(plain, bits="auto")
             yield replace(plain, filter=False)
             yield replace(plain, transform="pixel")
@@ -143,7 +144,9 @@ def perform(task: Task) -> Run:
     except Unreachable as error:
         return {**about, "unreachable": str(error)}
     waited = time.perf_counter() - start
-    top1, seconds = train(made.images, made.labels, (test.images, test.labels), task.recipe, task.seed)
+    classes, start = int(test.labels.max()) + 1, time.perf_counter()
+    model = fit(made.images, made.labels, classes, task.recipe, task.seed)
+    seconds, top1 = time.perf_counter() - start, accuracy(model, test.images, test.labels)
     return {
         **about,
         "source images": count,
@@ -247,10 +250,10 @@ def bytes_for(curve: dict[int, Point], goal: float) -> float | None:
     return float(np.exp(np.interp(goal, heights, sizes)))
 
 
-def verdict(some: list[Point], soft: bool, theirs_soft: bool) -> Run:
+def verdict(some: list[Point], soft: str, theirs_soft: str) -> Run:
     """What share of the best alternative's bytes a .dqz needs where that loses LOSS against the full set.
 
-    soft         whether the .dqz has soft labels; theirs_soft: whether the alternative has the same ones beside it
+    soft         whose soft labels the .dqz has; theirs_soft: those that the alternative has beside it
     """
     full = next((point.top1 for point in some if point.case.name == "full"), math.nan)
     ours = best([point for point in some if point.case.kind == "dqz" and point.case.soft == soft])
@@ -290,8 +293,9 @@ def report(name: str) -> None:
         heads = ["set", "images", "bytes a source image", "top-1, %", "seeds"]
         table(heads, [[p.case.name, p.images, f"{p.bytes:.1f}", percent(p), p.seeds] for p in some])
         if any(point.case.budget for point in some):
-            for soft, theirs_soft in ((False, False), (True, False), (True, True)):
-                print(f"\n{verdict(some, soft, theirs_soft)}")
+            for soft in dict.fromkeys(point.case.soft for point in some if point.case.kind == "dqz"):
+                for theirs_soft in dict.fromkeys(("", soft)):
+                    print(f"\n{verdict(some, soft, theirs_soft)}")
     if any(point.case.budget for point in found):
         plot(found, name)
 
@@ -311,8 +315,8 @@ def plot(found: list[Point], name: str) -> None:
         some = [point for point in found if point.recipe == recipe]
         for point in some:
             if point.case.kind == "full":
-                dashes, soft = ("-.", ", soft labels") if point.case.soft else ("--", "")
-                axis.axhline(100 * point.top1, color="grey", linestyle=dashes, label=f"full set{soft}")
+                dashes = "-." if point.case.soft else "--"
+                axis.axhline(100 * point.top1, color="grey", linestyle=dashes, label=point.case.family)
         for n, family in enumerate(families):
             curve = best([point for point in some if point.case.family == family]).values()
             style: dict[str, Any] = {"color": f"C{n}", "linewidth": 1.2}

@@ -15,6 +15,7 @@ import torch
 from common import read_images
 from contenders import Contender, avif, jpeg, jpegxl, read_avif, read_jpeg, read_jpegxl, read_webp, webp
 from PIL import Image
+from training import Recipe, fit, logits
 
 import dqcodec
 from dqcodec.container.spec import Array
@@ -32,6 +33,7 @@ FORMATS = {  # from coarse to fine, in steps as small as the format has them; 4:
     "JPEG XL": Contender("JPEG XL", "JPEG XL", tuple(np.geomspace(25, 0.1, 150)), jpegxl, read_jpegxl),
     "AVIF": Contender("AVIF", "AVIF", tuple(range(100)), partial(avif, chroma="420"), read_avif),
 }
+LONG = 3600  # batches that a network is trained on which says soft labels
 FEW = 300  # images that a quality is looked for with
 BATCH = 500
 CPU = torch.device("cpu")
@@ -56,8 +58,8 @@ class Case:
             .dqz: how dropped patches are brought back, and whether images are filtered
     scores  "masked": by "gradcam" or at "random"
     preset  "preset": a .dqz by these options of the encoder
-    soft    with soft labels: of a proxy that is trained on the whole source, the same for all kinds of sets, as a .dqz
-            stores them; their bytes count
+    soft    with soft labels, the same for all kinds of sets, as a .dqz stores them; their bytes count. They are of the
+            "proxy", or of a network of training.py, that is trained on the whole source
     """
 
     kind: str
@@ -72,13 +74,13 @@ class Case:
     filter: bool = True
     scores: str = "gradcam"
     preset: str = ""
-    soft: bool = False
+    soft: str = ""
 
     @property
     def family(self) -> str:
         """What is one line in the plot."""
         kind = f".{self.kind}" if self.kind == "dqz" else f"{self.kind}, half side" if self.half else self.kind
-        return kind + (", soft labels" if self.soft else "")
+        return kind + (f", soft labels of {self.soft}" if self.soft else "")
 
     @property
     def file(self) -> str:
@@ -90,7 +92,7 @@ class Case:
 
     @property
     def _soft(self) -> str:
-        return " soft" if self.soft else ""
+        return {"": "", "proxy": " soft"}.get(self.soft, f" soft of {self.soft}")
 
     @property
     def name(self) -> str:
@@ -111,12 +113,12 @@ class Case:
     def uses_seed(self) -> bool:
         """Whether another seed makes another set."""
         chooses = self.kind in ("originals", "preset", "masked") or self.share < 1
-        return chooses or self.drop > 0 or self.bits == "auto" or self.soft
+        return chooses or self.drop > 0 or self.bits == "auto" or bool(self.soft)
 
     @property
     def needs_proxy(self) -> bool:
         """Whether the encoder trains a network, which is kept for the other sets that need it."""
-        if self.kind == "preset" or self.soft:
+        if self.kind == "preset" or self.soft:  # whichever says the soft labels
             return True
         encodes = self.kind in ("dqz", "selected")
         return encodes and (self.method != "random" or self.drop > 0 or self.bits == "auto")
@@ -217,13 +219,16 @@ def make(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
     return TrainingSet(images, labels, size + extra)
 
 
-def soft_file(source: Source, seed: int, work: Path) -> Path:
+def soft_file(teacher: str, source: Source, seed: int, work: Path) -> Path:
     """Where the soft labels of all images of the source are, float32 (N, classes), made where they are not there."""
-    path = work / f"soft seed {seed}.npy"
+    path = work / f"soft of {teacher} seed {seed}.npy"
     if not path.exists():
-        classes = int(source.labels.max()) + 1
-        model = proxy.restore(proxy.train(source.images, source.labels, classes, CPU, seed), CPU)
-        found = [soften(proxy.logits(model, images), labels) for images, labels in batches(source)]
+        given = source.images, source.labels, int(source.labels.max()) + 1
+        if teacher == "proxy":
+            asked = partial(proxy.logits, proxy.restore(proxy.train(*given, CPU, seed), CPU))
+        else:
+            asked = partial(logits, fit(*given, Recipe(teacher, LONG), seed))
+        found = [soften(asked(images), labels) for images, labels in batches(source)]
         with open(path.with_suffix(".part"), "wb") as file:
             np.save(file, np.concatenate(found).astype(np.float32))
         path.with_suffix(".part").rename(path)
@@ -234,7 +239,7 @@ def with_soft(case: Case, source: Source, kept: Array, seed: int, work: Path) ->
     """The labels of these images, or soft ones as a .dqz gives them back, and the bytes that these take there."""
     if not case.soft:
         return source.labels[kept], 0
-    shares = np.load(soft_file(source, seed, work))[kept]
+    shares = np.load(soft_file(case.soft, source, seed, work))[kept]
     columns = [column.astype(np.uint8) for column in largest(shares)]
     size = sum(len(gzip.compress(column.tobytes(), 9)) for column in columns)
     return spread(columns[0], columns[1], shares.shape[1]), size
@@ -288,10 +293,10 @@ def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
             options = dqcodec.EncodeOptions(
                 keep=case.share, drop=case.drop, transform=case.transform, bits=case.bits, method=case.method,
                 target_size=case.budget * len(source.images), seed=seed,
-                soft_labels=str(soft_file(source, seed, work)) if case.soft else None,
+                soft_labels=str(soft_file(case.soft, source, seed, work)) if case.soft else None,
             )  # fmt: skip
         encode(source, path, options, work / "stages" if case.needs_proxy else None)
-    dataset = dqcodec.DQZDataset(path, fill=case.fill, filter=case.filter, soft_labels=case.soft)
+    dataset = dqcodec.DQZDataset(path, fill=case.fill, filter=case.filter, soft_labels=bool(case.soft))
     starts = range(0, len(dataset), BATCH)
     batches = [dataset.images(range(start, min(start + BATCH, len(dataset)))) for start in starts]
     images = torch.cat(batches).permute(0, 2, 3, 1).contiguous().numpy()

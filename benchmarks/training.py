@@ -7,7 +7,6 @@ timm, for where a GPU is at hand. Images are mirrored and shifted, a batch at a 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +99,10 @@ def pad(images: Array, device: torch.device) -> Tensor:
     return torch.from_numpy(np.pad(images, edges, "reflect")).to(device)
 
 
-def accuracy(model: nn.Module, images: Array, labels: Array, device: torch.device) -> float:
+def accuracy(model: nn.Module, images: Array, labels: Array) -> float:
     """Top-1."""
     model.eval()
-    right = 0
+    device, right = next(model.parameters()).device, 0
     with torch.inference_mode():
         for start in range(0, len(images), 500):
             x = normalise(torch.from_numpy(images[start : start + 500]).to(device))
@@ -111,15 +110,23 @@ def accuracy(model: nn.Module, images: Array, labels: Array, device: torch.devic
     return right / len(images)
 
 
-def train(images: Array, labels: Array, test: tuple[Array, Array], recipe: Recipe, seed: int) -> tuple[float, float]:
-    """Top-1 on the test images, and seconds of training; on a GPU, with bfloat16, where there is one.
+def logits(model: nn.Module, images: Array) -> Array:
+    """What a network says of images and of their mirror images, float32 (2, n, classes)."""
+    model.eval()
+    with torch.inference_mode():
+        x = normalise(torch.from_numpy(images).to(next(model.parameters()).device))
+        return np.stack([model(view).cpu().numpy() for view in (x, x.flip(3))])
 
-    images, labels   uint8 (N, s, s, 3) and int (N,), or soft labels float32 (N, classes); `test` images and integers
+
+def fit(images: Array, labels: Array, classes: int, recipe: Recipe, seed: int) -> nn.Module:
+    """A network trained on images; on a GPU, with bfloat16, where there is one.
+
+    images, labels   uint8 (N, s, s, 3) and int (N,), or soft labels float32 (N, classes)
 
     Soft labels take the place of the smoothing that the others get.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size, classes = images.shape[1], int(test[1].max()) + 1
+    size = images.shape[1]
     torch.manual_seed(seed)
     model = build(recipe.network, classes, size).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, nesterov=True, weight_decay=DECAY)
@@ -128,7 +135,6 @@ def train(images: Array, labels: Array, test: tuple[Array, Array], recipe: Recip
     padded, targets = pad(images, device), torch.from_numpy(labels).to(device)
     smoothing = SMOOTHING if targets.ndim == 1 else 0.0
     order = torch.empty(0, dtype=torch.int64)
-    start = time.perf_counter()
     model.train()
     for _ in range(recipe.steps):
         while len(order) < recipe.batch:  # epochs follow one another without a shorter batch between them
@@ -141,5 +147,4 @@ def train(images: Array, labels: Array, test: tuple[Array, Array], recipe: Recip
         loss.backward()
         optimizer.step()
         schedule.step()
-    taken = time.perf_counter() - start
-    return accuracy(model, *test, device), taken
+    return model
