@@ -56,6 +56,7 @@ NUMBERS = (0.01, 0.05, 0.1, 0.3, 0.6)
 METHODS = ("random", "graphcut", "dq", "adq")
 FILLS = ("mae", "mean")
 TEACHERS = ("proxy", FINER)  # networks that say soft labels
+COLOURS = dict(zip(TEACHERS, ("crimson", "darkorange"), strict=True))
 LOSS = 0.02  # of the full set's accuracy, at which bytes are compared
 
 Run = dict[str, Any]
@@ -76,9 +77,9 @@ def compared(budgets: list[int]) -> Iterator[Case]:
             yield plain
             if share < 1:
                 yield from (replace(plain, method=method) for method in METHODS[1:])
-            yield from (replace(plain, soft=teacher, filter=filter) for teacher in TEACHERS for filter in (True, False))
+            yield from (replace(plain, soft=teacher) for teacher in TEACHERS)
             yield replace(plain, bits="auto")
-            yield replace(plain, filter=False)
+            yield replace(plain, filter=True)
             yield replace(plain, transform="pixel")
             yield from (replace(plain, drop=drop, fill=fill) for drop in DROPS for fill in FILLS)
     yield from (Case("preset", preset=name) for name in dqcodec.PRESETS)
@@ -250,19 +251,20 @@ def bytes_for(curve: dict[int, Point], goal: float) -> float | None:
     return float(np.exp(np.interp(goal, heights, sizes)))
 
 
-def verdict(some: list[Point], soft: str, theirs_soft: str) -> Run:
+def verdict(some: list[Point], family: str, soft: str) -> Run:
     """What share of the best alternative's bytes a .dqz needs where that loses LOSS against the full set.
 
-    soft         whose soft labels the .dqz has; theirs_soft: those that the alternative has beside it
+    family  of the .dqz; soft: whose soft labels the alternative has beside it
     """
     full = next((point.top1 for point in some if point.case.name == "full"), math.nan)
-    ours = best([point for point in some if point.case.kind == "dqz" and point.case.soft == soft])
+    ours = best([point for point in some if point.case.family == family])
     images = [point for point in some if point.case.kind not in ("full", "dqz", "preset")]
-    others = best([point for point in images if point.case.soft == theirs_soft])
+    others = best([point for point in images if point.case.soft == soft])
     goal = full - LOSS
     mine, theirs = bytes_for(ours, goal), bytes_for(others, goal)
     return {
-        "soft labels": [soft, theirs_soft],
+        "set": family,
+        "soft labels of the others": soft,
         "full": full,
         "goal": goal,
         ".dqz": mine,
@@ -293,9 +295,9 @@ def report(name: str) -> None:
         heads = ["set", "images", "bytes a source image", "top-1, %", "seeds"]
         table(heads, [[p.case.name, p.images, f"{p.bytes:.1f}", percent(p), p.seeds] for p in some])
         if any(point.case.budget for point in some):
-            for soft in dict.fromkeys(point.case.soft for point in some if point.case.kind == "dqz"):
-                for theirs_soft in dict.fromkeys(("", soft)):
-                    print(f"\n{verdict(some, soft, theirs_soft)}")
+            for family, soft in sorted({(p.case.family, p.case.soft) for p in some if p.case.kind == "dqz"}):
+                for theirs in dict.fromkeys(("", soft)):
+                    print(f"\n{verdict(some, family, theirs)}")
     if any(point.case.budget for point in found):
         plot(found, name)
 
@@ -321,7 +323,8 @@ def plot(found: list[Point], name: str) -> None:
             curve = best([point for point in some if point.case.family == family]).values()
             style: dict[str, Any] = {"color": f"C{n}", "linewidth": 1.2}
             if family.startswith(".dqz"):
-                style = {"color": "black" if family == ".dqz" else "crimson", "linewidth": 2.2}
+                colour = next((COLOURS[teacher] for teacher in TEACHERS if family.endswith(teacher)), "black")
+                style = {"color": colour, "linewidth": 2.2, "linestyle": "--" if "filtered" in family else "-"}
             spread = [0.0 if math.isnan(point.spread) else 100 * point.spread for point in curve]
             x, y = [point.bytes for point in curve], [100 * point.top1 for point in curve]
             axis.errorbar(x, y, spread, marker="o", markersize=3, capsize=2, label=family, **style)

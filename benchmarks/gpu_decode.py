@@ -1,10 +1,11 @@
 """How fast does a GPU decode images of the transform `dct`, beside torchvision's JPEGs on the same GPU?
 
-    python benchmarks/gpu_decode.py FOLDER NAME SIZE [COUNT]      needs a CUDA device and dqcodec[cuda]
+    python benchmarks/gpu_decode.py FOLDER NAME SIZE [COUNT]      needs a CUDA device and dqcodec[torch,cuda]
 
 FOLDER holds folders of images, which are scaled and cropped to SIZE, and repeated until there are COUNT. The JPEGs have
-the PSNR of the .dqz. From coded bytes in memory to uint8 images on the device, in batches of 256; the first round, in
-which the kernel is compiled, does not count, of the others the median does.
+the PSNR of the .dqz, which is decoded without its filter, as by default. From coded bytes in memory to uint8 images on
+the device, in batches of 256; the first round, in which the kernel is compiled, does not count, of the others the
+median does.
 """
 
 from __future__ import annotations

@@ -290,7 +290,8 @@ def tables(result: Row, side: int) -> None:
         table(f"bytes an image at equal PSNR, {own}", keys, [[row[key] for key in keys] for row in rows])
     keys = ["setting", "bytes", "psnr", "ssim", "file_bytes", "payload_bytes", "columns_bytes", "tables_bytes"]
     note = f" (columns: at most {COLUMNS_TARGET:g})" if side == 32 else ""
-    table(f"ours{note}", keys, [[row[key] for key in keys] for row in result["curves"][OURS]])
+    for own in (OURS, FILTERED):
+        table(f"{own}{note}", keys, [[row[key] for key in keys] for row in result["curves"][own]])
     keys = ["effort", "setting", "bytes", "psnr", "ratio"]
     table("efforts; ratio to default at equal PSNR", keys, [[row[key] for key in keys] for row in result["efforts"]])
     times = result["decoding"]["times"]
@@ -334,7 +335,7 @@ def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
 
     bits = nearest(curves[OURS], middle)["setting"]
     rest = [{"effort": k, **ours(folder, path, images, seen, bits, k)[OURS]} for k in ("fast", "best")]
-    encode(folder, path, bits, "default")
+    encode(folder, path, bits, "default")  # for the times
     best = {contender.name: nearest(curves[contender.name], middle) for contender in formats}
     chosen = {contender.name: (contender, best[contender.name]["setting"]) for contender in formats}
     times = decode_times(path, seen, images, chosen)

@@ -71,7 +71,7 @@ class Case:
     bits: str = "fixed"
     drop: float = 0.0
     fill: str = "mae"
-    filter: bool = True
+    filter: bool = False
     scores: str = "gradcam"
     preset: str = ""
     soft: str = ""
@@ -80,6 +80,7 @@ class Case:
     def family(self) -> str:
         """What is one line in the plot."""
         kind = f".{self.kind}" if self.kind == "dqz" else f"{self.kind}, half side" if self.half else self.kind
+        kind += ", filtered" if self.filter else ""
         return kind + (f", soft labels of {self.soft}" if self.soft else "")
 
     @property
@@ -102,7 +103,7 @@ class Case:
             return f"{self.kind} {self.budget}"
         if self.kind in ("dqz", "preset"):
             soft = self._soft if self.kind == "preset" else ""  # of a .dqz it is in the file's name
-            return self.file + soft + (f" {self.fill}" if self.drop else "") + ("" if self.filter else " unfiltered")
+            return self.file + soft + (f" {self.fill}" if self.drop else "") + (" filtered" if self.filter else "")
         if self.kind == "selected":
             return f"{self.kind} {self.share:g} {self.method}"
         if self.kind == "masked":

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.codec.quantize import MAX_BITS, MIN_BITS
+from dqcodec.codec.quantize import MAX_BITS
+from dqcodec.container.spec import LEAST_BITS
 from dqcodec.errors import OptionError
 
 Array = npt.NDArray[Any]
 
 MODES = ("fixed", "auto", "rank")
-LOWEST = {"dct": 1.0, "pixel": float(MIN_BITS)}  # bits; images of 1 bit with dct are 20 to 22 dB from the originals
 PRICE_STEPS = 100  # of the bisection, over 23 decimal powers
 # Bits less and more that a sample may have with `auto`. With dct, at equal bytes, 13/16 of a bit or a whole one make
 # networks worse that are trained on them; pixel has whole bits only (benchmarks/bits.py).
@@ -53,10 +53,10 @@ def parse(text: object) -> Bits:
         found = Bits(mode if colon else "fixed", float(number))
     except ValueError:
         found = Bits("", None)
-    wrong, low = found.mode not in MODES or (colon and mode == "fixed"), min(LOWEST.values())
+    wrong, low = found.mode not in MODES or (colon and mode == "fixed"), min(LEAST_BITS.values())
     if wrong or found.mean is None or not low <= found.mean <= MAX_BITS:
         what = repr(text) if known else f"a {type(text).__name__}"
-        raise OptionError(f"bits: {what}; allowed: {low:g} to {MAX_BITS} bits, as in 6, auto:6, rank:6, auto")
+        raise OptionError(f"bits: {what}; allowed: {low} to {MAX_BITS} bits, as in 6, auto:6, rank:6, auto")
     return found
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dqcodec import checks, features
-from dqcodec.bits import LOWEST, Bits
+from dqcodec.bits import Bits
 from dqcodec.container.shards import ShardWriter, bytes_on_disk
-from dqcodec.container.spec import Header
+from dqcodec.container.spec import LEAST_BITS, Header
 from dqcodec.container.writer import Writer
 from dqcodec.errors import OptionError, OutputError
 from dqcodec.options import AUTO, EncodeOptions, idle
@@ -152,7 +152,7 @@ def encode(
             widths = set_widths(images, proxy, kept, masks, run)
         packer = make_packer(images, kept, masks, widths.bits, run)
         draft = Draft(images, kept, masks, selection, packer, widths, mae, soft_labels, run)
-        ladder, shift = Ladder.of(widths.bits, step(images), LOWEST[images.transform], options.seed), 0.0
+        ladder, shift = Ladder.of(widths.bits, step(images), LEAST_BITS[images.transform], options.seed), 0.0
         trim = options.keep == AUTO
         if budget is not None:
             with run.stage("budget"):

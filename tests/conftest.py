@@ -43,6 +43,17 @@ def encoded(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
+@pytest.fixture(scope="session")
+def encoded_dct(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same by the transform dct; read only."""
+    import dqcodec
+
+    path = tmp_path_factory.mktemp("encoded") / "dct.dqz"
+    options = dqcodec.EncodeOptions(keep=0.6, method="adq", bins=3, drop=0.3, transform="dct")
+    dqcodec.encode(photo_folder, path, options)
+    return path
+
+
 def noisy_folder(root: Path, count: int, slope: float) -> Path:
     """Two classes of images of 32 x 32 as PNG files, from smooth to noisy: image k has a deviation of k * slope."""
     rng = np.random.default_rng(0)

@@ -152,6 +152,11 @@ def test_export(tmp_path):
     for index, name in enumerate(["cat"] * 7 + ["größe"] * 7 + ["snow dog"] * 7):
         found = np.asarray(Image.open(tmp_path / "out" / name / f"{index:02d}.png"))
         np.testing.assert_array_equal(found.transpose(2, 0, 1), expected[index])
+    filtered = GOLDEN / "dct-rgb"
+    assert run("export", filtered / "file.dqz", tmp_path / "dct").returncode == 0
+    expected = np.load(filtered / "expected.npz")["images"]
+    found = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "dct").rglob("*.png"), key=lambda p: p.name)]
+    assert np.abs(np.stack(found).transpose(0, 3, 1, 2).astype(int) - expected).max() <= 1
     again = run("export", RGB, tmp_path / "out")
     assert again.returncode == 1
     assert "exists and is not an empty folder" in again.stderr

@@ -152,10 +152,11 @@ def test_threads_may_take_and_free_at_once():
     assert not wrong
 
 
-def test_a_dropped_patch_is_black_whatever_was_there_before(monkeypatch):
+@pytest.mark.parametrize("filter", [False, True])
+def test_a_dropped_patch_is_black_whatever_was_there_before(monkeypatch, filter):
     """And so in a batch of which only some samples lack patches."""
     monkeypatch.setattr(memory, "LEAST", 1)
-    with dqcodec.open(GOLDEN / "dct-dropped" / "file.dqz") as file:
+    with dqcodec.open(GOLDEN / "dct-dropped" / "file.dqz", filter=filter) as file:
         every = range(len(file))
         assert not file.mask(every).all()
         first = file.images(every, fill="none")

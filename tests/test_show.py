@@ -22,19 +22,21 @@ def run(*arguments):
     )
 
 
-def test_with_the_originals(encoded, photo_folder, tmp_path):
-    """PSNR is against the source; the tiles are the pixels themselves."""
-    shown = show(encoded, tmp_path / "a.png", [0, -1], photo_folder)
-    with dqcodec.open(encoded) as file:
+@pytest.mark.parametrize("transform", ["pixel", "dct"])
+def test_with_the_originals(encoded, encoded_dct, photo_folder, tmp_path, transform):
+    """PSNR is against the source; the tiles are the pixels themselves, filtered."""
+    path = encoded if transform == "pixel" else encoded_dct
+    shown = show(path, tmp_path / "a.png", [0, -1], photo_folder)
+    with dqcodec.open(path) as file:
         last = len(file) - 1
         source = int(file.source_index[last])
         assert [(s.index, s.bits, s.bin) for s in shown] == [(i, file.bits[i], file.bin[i]) for i in (0, last)]
         assert shown[1].label == file.classes[file.label[last]]
     names = sorted((folder.name, path) for folder in photo_folder.iterdir() for path in sorted(folder.iterdir()))
     original = np.asarray(Image.open(names[source][1])).transpose(2, 0, 1).astype(float)
-    filled = DQZDataset(encoded).images([last])[0].numpy()
+    filled = DQZDataset(path, filter=True).images([last])[0].numpy()
     square = (filled - original) ** 2
-    kept = DQZDataset(encoded, fill="none").file.mask([last]).reshape(6, 6).repeat(4, 0).repeat(4, 1)
+    kept = DQZDataset(path, fill="none").file.mask([last]).reshape(6, 6).repeat(4, 0).repeat(4, 1)
     assert shown[1].whole == pytest.approx(10 * math.log10(255**2 / square.mean()))
     assert shown[1].kept == pytest.approx(10 * math.log10(255**2 / square[:, kept].mean()))
     assert shown[1].kept > shown[1].whole

@@ -157,7 +157,8 @@ def main() -> None:
     accuracy = {
         name: train(dataset, (test_images, test_labels), len(found.classes), name) for name, dataset in sets.items()
     }
-    picture(image, files["demo.dqz"], files["small.dqz"], originals)
+    default, small = (dqcodec.DQZDataset(folder / name, filter=True) for name in outputs)
+    picture(image, default, small, originals)
 
     table = Table(title="The same network, the same number of steps", title_justify="left")
     for name in ("", "images", "bytes", "ratio", "accuracy"):

@@ -116,7 +116,7 @@ class Reader(Samples):
         header, columns = self.header, self.columns
         self._below("label", 0, len(header.classes))
         if "bits" in columns:
-            self._below("bits", 2 if header.transform == "pixel" else 1, 9)
+            self._below("bits", spec.LEAST_BITS[header.transform], 9)
         self._finite("distance")
         spans = np.diff(self.offsets[:: header.checksum_group], append=self.offsets[-1:])
         if header.checksum_group > 1 and int(spans.max()) > spec.MAX_GROUP:

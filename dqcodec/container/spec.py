@@ -58,6 +58,7 @@ class Column:
 
 
 IMAGES = ("pixel", "dct")  # the transforms of images
+LEAST_BITS = {"pixel": 2, "dct": 1}
 COLUMNS: Mapping[str, Column] = {
     "length": Column(1, ("uint16", "uint32"), always=(*IMAGES, "text")),
     "label": Column(1, ("uint8", "uint16", "uint32"), always=(*IMAGES, "text")),

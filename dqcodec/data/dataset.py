@@ -6,7 +6,7 @@
     read -> checksum -> entropy decode | dequantize -> place patches -> fill
             on the CPU                 | on the dataset's device, a batch at once
 
-On a CUDA device the entropy decoding of images of the transform dct is done there, too, where `dqcodec[cuda]` is
+On a CUDA device the entropy decoding of images of the transform dct is done there, too, where `dqcodec[torch,cuda]` is
 installed.
 
 The first half, `decode`, holds no interpreter lock for long and runs in any thread; `finish` is the second. Another

@@ -32,7 +32,7 @@ STREAMS = 4  # batches that a GPU decodes beside each other: one fills a small p
 
 @cache
 def available() -> bool:
-    """Whether numba compiles for this machine's GPU: `dqcodec[cuda]` is installed and finds a driver and a compiler."""
+    """Whether numba compiles for this machine's GPU: what `dqcodec[cuda]` installs is there and finds a driver."""
     if find_spec("numba_cuda") is None:
         return False
     from numba import cuda

@@ -7,8 +7,8 @@
 
 Threads do it up to the entropy decoding, some batches ahead; on a CPU up to the filling, and the transform is left to
 the thread that takes the batches. On a GPU the rest is done there, on a stream of its own, a batch ahead; images of the
-transform dct are decoded there, too, if `dqcodec[cuda]` is installed. Threads are enough, because the decoder holds no
-interpreter lock; no process is forked and no memory shared.
+transform dct are decoded there, too, if `dqcodec[torch,cuda]` is installed. Threads are enough, because the decoder
+holds no interpreter lock; no process is forked and no memory shared.
 """
 
 from __future__ import annotations

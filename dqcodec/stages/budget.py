@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import LOWEST
 from dqcodec.codec.quantize import MAX_BITS
 from dqcodec.container.shards import Output
+from dqcodec.container.spec import LEAST_BITS
 from dqcodec.errors import OptionError
 from dqcodec.options import parse_size
 from dqcodec.run import Run
@@ -154,7 +154,7 @@ def find_keep(
 def find_mean(draft: Draft, budget: int, writer: Output) -> float:
     """The mean width with which the file has `budget` bytes, estimated from a few samples."""
     images, count = draft.images, len(draft.kept)
-    lowest = LOWEST[images.transform]
+    lowest = LEAST_BITS[images.transform]
     middle = (lowest + MAX_BITS) / 2
     ladder = Ladder.of(np.full(count, middle), step(images), lowest, images.options.seed)
     with some_samples(draft, writer, FEW) as samples:
@@ -218,7 +218,7 @@ def _too_small(draft: Draft, budget: int, least: str, trim: bool) -> OptionError
     samples, advice = ("one sample", "") if trim else ("all samples", "with keep auto as many as fit are taken; ")
     return OptionError(
         f"target_size: {wanted} is too small; with these options the smallest file has {least} bytes, {samples} at "
-        f"{LOWEST[draft.images.transform]:g} bits; {advice}a smaller size makes it smaller"
+        f"{LEAST_BITS[draft.images.transform]} bits; {advice}a smaller size makes it smaller"
     )
 
 

@@ -115,7 +115,7 @@ def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
 
     def unpack(payloads: list[bytes], masks: Array, columns: dict[str, Array]) -> Array:
         units = np.stack([_units(images, mask) for mask in masks])
-        return decode(form, payloads, units, columns["scale"], columns.get("colour"))
+        return decode(replace(form, weights=None), payloads, units, columns["scale"], columns.get("colour"))
 
     return Packer(pack, unpack, *stored(form, own))
 
@@ -273,7 +273,7 @@ class Samples:
             writer.append(payload)
 
     def unpack(self, coded: Coded, masks: Array) -> Array:
-        """The images of some of the samples, uint8 (n, C, H, W), as the file gives them; masks bool (n, P)."""
+        """The images of some of the samples, uint8 (n, C, H, W), as networks will see them; masks bool (n, P)."""
         *_, packer = self._source
         return packer.unpack(list(self._payloads(coded.places)), masks, coded.columns)
 

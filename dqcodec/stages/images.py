@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import LOWEST, Bits, parse, reach_of
+from dqcodec.bits import Bits, parse, reach_of
 from dqcodec.codec import quantize
-from dqcodec.container.spec import MAX_PATCHES
+from dqcodec.container.spec import LEAST_BITS, MAX_PATCHES
 from dqcodec.errors import OptionError, SourceError
 from dqcodec.features import torch_device
 from dqcodec.options import AUTO, DEFAULT_BINS, DEFAULT_BITS, EncodeOptions
@@ -258,7 +258,7 @@ def _resized(probes: list[Probe], size: int, options: EncodeOptions) -> list[str
 def _bits(images: Images, run: Run) -> Bits:
     """What --bits says, or the default: equal widths, as adaptive ones train no better; so too where a bit less or more
     would not be allowed."""
-    options, transform, low, high = images.options, images.transform, LOWEST[images.transform], quantize.MAX_BITS
+    options, transform, low, high = images.options, images.transform, LEAST_BITS[images.transform], quantize.MAX_BITS
     bits = parse("fixed" if options.bits is None else options.bits)
     if options.target_size is not None and options.keep != AUTO:
         return bits  # the mean is found later

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import LOWEST, allocate, allocate_bytes, rank, reach_of, with_middle
+from dqcodec.bits import allocate, allocate_bytes, rank, reach_of, with_middle
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format, decode
-from dqcodec.container.spec import unpack_mask
+from dqcodec.container.spec import LEAST_BITS, unpack_mask
 from dqcodec.parallel import alone, ordered_map
 from dqcodec.run import Run
 from dqcodec.stages.images import Images
@@ -44,7 +44,7 @@ def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | 
     if proxy is None or mode == "fixed":
         return Widths(np.full(len(kept), whole(images, mean)), None)
     reach = reach_of(mode, images.transform)
-    centre = float(np.clip(whole(images, mean), LOWEST[images.transform] + reach, quantize.MAX_BITS - reach))
+    centre = float(np.clip(whole(images, mean), LEAST_BITS[images.transform] + reach, quantize.MAX_BITS - reach))
     equal = np.full(len(kept), centre)
     ends = [centre - reach, centre + reach]
     measured, sizes = _measure(
@@ -125,11 +125,10 @@ class Seen:
 @lru_cache(4)
 def _encoder(size: int, channels: int) -> dct.Encoder:
     """For whole images, with built-in tables. The effort is fast, as the search changes bytes more than pixels."""
-    from dqcodec.codec.dct.filter import FILTER, weights
     from dqcodec.codec.dct.pack import Encoder, dependent
     from dqcodec.codec.dct.tables import built_in
 
-    return Encoder(Format(size, size, channels, built_in(16, dependent("fast")), weights(FILTER, 16)), "fast")
+    return Encoder(Format(size, size, channels, built_in(16, dependent("fast"))), "fast")
 
 
 def code_at(seen: Array, transform: str, bits: float) -> Seen:

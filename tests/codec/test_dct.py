@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import dqcodec.codec.dct
@@ -124,6 +124,20 @@ def compiled_parse(shape: Format, payload: bytes, kept: np.ndarray):
         units.append(scratch.reshape(shape.channels, 16, 16))
         patterns.append(pattern)
     return np.array(units), np.array(patterns), x == 1 and p == end
+
+
+@given(st.lists(st.integers(0, 15), min_size=16, max_size=16), st.lists(st.integers(0, 15), min_size=16, max_size=16))
+@example([15] * 16, [15] * 16)
+def test_neighbour_sums(near, far):
+    """Those of the spec, 7.5, whether integers have a sign or not: numba's have 64 bits."""
+    words = [sum(m << 4 * u for u, m in enumerate(row)) for row in (near, far)]
+    near, far = [*near, 0], [*far, 0, 0]
+    for signed in (words, [word - (word >> 63 << 64) for word in words]):
+        even, odd = stream.sums(*signed)
+        for u in range(16):
+            found = (odd if u % 2 else even) >> 8 * (u // 2) & 255
+            assert found == 2 * (near[u] + near[u + 1]) + far[u] + far[u + 1] + far[u + 2]
+        assert max(even, odd) < 2**63
 
 
 @settings(max_examples=60, deadline=None)

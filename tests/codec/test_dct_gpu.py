@@ -101,12 +101,12 @@ def test_without_a_compiler_for_the_gpu_the_cpu_decodes(monkeypatch):
     assert dataset._decoder.keywords == {"device": dataset.device}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() or not dct.available(), reason="needs a GPU and dqcodec[cuda]")
+@pytest.mark.skipif(not torch.cuda.is_available() or not dct.available(), reason="needs a GPU and dqcodec[torch,cuda]")
 @pytest.mark.parametrize("filter", [False, True])
-def test_a_gpu_gives_the_cpus_images(encoded, filter):
-    dataset = DQZDataset(encoded, device="cuda", fill="none", filter=filter)
+def test_a_gpu_gives_the_cpus_images(encoded_dct, filter):
+    dataset = DQZDataset(encoded_dct, device="cuda", fill="none", filter=filter)
     assert dataset._decoder.func is dct.decode
-    expected = DQZDataset(encoded, fill="none", filter=filter).images(range(len(dataset)))
+    expected = DQZDataset(encoded_dct, fill="none", filter=filter).images(range(len(dataset)))
     batches = list(DQZLoader(dataset, 4, shuffle=False))
     apart = (torch.cat([images for images, _ in batches]).cpu().int() - expected.int()).abs()
     assert apart.max() <= 1

@@ -23,8 +23,9 @@ def test_flat_images_come_back_as_they_were(tmp_path, value, channels, size, eff
     options = dqcodec.EncodeOptions(keep=1, drop=0, transform="dct", bits=6, effort=effort)
     result = dqcodec.encode(folder(tmp_path / "in", images), tmp_path / "x.dqz", options)
     assert result.kept == 3
-    with dqcodec.open(tmp_path / "x.dqz") as file:
-        assert np.abs(file.images(range(3)).astype(int) - value).max() <= 2
+    for filter in (False, True):
+        with dqcodec.open(tmp_path / "x.dqz", filter=filter) as file:
+            assert np.abs(file.images(range(3)).astype(int) - value).max() <= 2
 
 
 def test_few_noisy_images(tmp_path):
@@ -32,6 +33,6 @@ def test_few_noisy_images(tmp_path):
     images = [rng.integers(0, 256, (48, 48, 1), np.uint8) for _ in range(6)]
     options = dqcodec.EncodeOptions(keep=1, drop=0, transform="dct", bits=6)
     dqcodec.encode(folder(tmp_path / "in", images), tmp_path / "x.dqz", options)
-    with dqcodec.open(tmp_path / "x.dqz") as file:
+    with dqcodec.open(tmp_path / "x.dqz", filter=True) as file:
         for found, image in zip(file.images(range(6)), images, strict=True):
             assert np.abs(found[0].astype(int) - image[..., 0]).mean() < 2.5

@@ -47,8 +47,9 @@ def test_in_a_zarr_array():
 
 
 def test_wrong_arguments():
-    with pytest.raises(OptionError, match="bits: 9"):
-        DctCodec(bits=9)
+    for bits in (0.9, 9):
+        with pytest.raises(OptionError, match=f"bits: {bits}; allowed: 1 to 8"):
+            DctCodec(bits=bits)
     with pytest.raises(OptionError, match="effort: 'much'"):
         DctCodec(effort="much")
     for wrong in (np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((1, 8, 8, 2), np.uint8)):

@@ -485,7 +485,7 @@ def column(name, shape, dtype="uint8", **changes):
         ({"bin/zarr.json": None, "bin/c/0": None}, "come together"),
         ({**column("bins/size", (3, 3)), "bins/size/c/0/0": bytes(9)}, "bins/taken: not the samples"),
         ({**column("bins/taken", (3, 3)), "bins/taken/c/0/0": bytes(9)}, "bins/taken: not the samples"),
-        ({**column("bits", (21,)), "bits/c/0": bytes(21)}, "bits: sample 0 has 0; allowed: 2 to 8"),
+        ({**column("bits", (21,)), "bits/c/0": bytes([1] * 21)}, "bits: sample 0 has 1; allowed: 2 to 8"),
         (column("label", (21,), fill_value=False), "label"),
         (column("label", (21,), zarr_format=3.0), "label"),
         (column("label", (21,), storage_transformers=0), "label"),

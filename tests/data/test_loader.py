@@ -198,9 +198,9 @@ def test_other_files(name):
     assert torch.equal(images, dataset.images(range(len(dataset))))
 
 
-def test_dct_and_mae(encoded):
-    dataset = DQZDataset(encoded)
-    images = torch.cat([x for x, _ in DQZLoader(encoded, 5, shuffle=False)])
+def test_dct_and_mae(encoded_dct):
+    dataset = DQZDataset(encoded_dct)
+    images = torch.cat([x for x, _ in DQZLoader(encoded_dct, 5, shuffle=False)])
     expected = dataset.images(range(len(dataset)))
     assert (images.int() - expected.int()).abs().max() <= 1
 
@@ -296,8 +296,8 @@ def test_damaged_samples_in_a_data_loader(damaged, workers):
 
 @pytest.mark.parametrize("source", ["pixel", "dct"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_that_only_read(encoded, source, workers):
-    path = RGB if source == "pixel" else encoded
+def test_workers_that_only_read(encoded_dct, source, workers):
+    path = RGB if source == "pixel" else encoded_dct
     dataset = DQZDataset(path, fill="smooth")
     dataset[0]  # opened before the fork
     loader = DataLoader(dataset.packed, 4, num_workers=workers)

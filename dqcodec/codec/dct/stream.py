@@ -11,15 +11,15 @@ A sample's payload is one rANS stream. State x is 32 bits, words are 16 bits, pr
 
 The encoder starts at x = 1, so a decoder that is right ends there, with no word left. Whatever the bytes are, nothing
 is read or written outside the given buffers and every loop has a fixed end: a word is only taken while there is one,
-`last` is below the size of the block, a cell's magnitude at most 15, so all sums have a bin, and all that is looked up
-in the tables was checked when the file was opened.
+`last` is below the size of the block, a coefficient counts at most CAP in the sums, so all have a bin, and all that is
+looked up in the tables was checked when the file was opened.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from dqcodec.codec.dct.contexts import CLASS, LAST_BIN, NEXT, PLACE
+from dqcodec.codec.dct.contexts import CAP, CLASS, LAST_BIN, NEXT, PLACE
 from dqcodec.codec.dct.tables import (
     ESCAPE,
     MAGNITUDE,
@@ -132,7 +132,7 @@ def settle(dc: int, bottom: int, right: int, a: int, b: int, count: int, edges: 
 def coefficient(
     context: int, at: int, state: int, scratch: Any, coding: Any, x: int, words: Any, p: int, end: int
 ) -> tuple[int, int, int, int]:
-    """Decode one coefficient of a context pair, its value to `at`: (magnitude, at most 15, state, x, p)."""
+    """Decode one coefficient of a context pair, its value to `at`: (magnitude, at most CAP, state, x, p)."""
     table = coding.table
     quantiser = state >> 4
     first = int(table[(PAIRS + context) & INDEX]) >> (state & SECOND)
@@ -143,7 +143,7 @@ def coefficient(
     else:
         level, x, p = escape(s - ESCAPE, x, words, p, end)
         s = abs(level)
-        magnitude = min(int(s), 15)  # never numpy's integer, in which `sums` would have no room
+        magnitude = min(int(s), CAP)  # never numpy's integer, in which `sums` would have no room
         value = 64 * ((s << coding.dependent) - quantiser) + coding.far
         scratch[at] = value if level > 0 else -value
     return magnitude, (coding.transitions >> (state | ((s << 1) & 2))) & STATE, x, p
@@ -173,7 +173,7 @@ def block(
     dc_left, count: how many cells each.
     """
     table = coding.table
-    state = own = near = even = odd = 0  # magnitudes of this diagonal and the next one; sums of this one
+    state = own = near = even = odd = 0  # magnitudes of this diagonal and the next; sums of this one
     if last:  # the first one coded has a bin of its own
         position = int(table[(POSITION + start + last) & INDEX])
         context = pair + (position >> CLASS) + int(table[SUM_BIN + LAST_BIN])
