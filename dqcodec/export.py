@@ -42,7 +42,7 @@ def export(path: str | Path, target: str | Path, fill: str = "mae", progress: Pr
     """
     with open_dqz(path) as file:
         if isinstance(file, DQZFile):
-            return _export_images(DQZFile(path, None, True, file.reader), Path(target), fill, progress)
+            return _export_images(DQZFile(path, filter=True, reader=file.reader), Path(target), fill, progress)
         if fill != "mae":
             raise OptionError(f"fill: {file.path} holds records of text; it is for images")
         return _export_records(file, Path(target), progress)

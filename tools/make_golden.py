@@ -214,7 +214,7 @@ def expect(path: Path) -> None:
             lines = [ascii(record) + "\n" for record in file.records(everything)]
             path.with_name("expected.txt").write_text("".join(lines))
         else:
-            images = dqcodec.DQZFile(path, None, True, file.reader).images(everything, fill="none")
+            images = dqcodec.DQZFile(path, filter=True, reader=file.reader).images(everything, fill="none")
             arrays: dict[str, Any] = {"images": images, "mask": file.mask(everything)}
             if SOFT[0] in file.reader.columns:
                 arrays["soft"] = file.soft_labels(everything)

@@ -217,8 +217,8 @@ def _too_small(draft: Draft, budget: int, least: str, trim: bool) -> OptionError
     wanted = f"{budget:,} bytes" if str(text) == str(budget) else f"{text} ({budget:,} bytes)"
     samples, advice = ("one sample", "") if trim else ("all samples", "with keep auto as many as fit are taken; ")
     return OptionError(
-        f"target_size: {wanted} is too small; with these options the smallest file has {least} bytes, {samples} at "
-        f"{LEAST_BITS[draft.images.transform]} bits; {advice}a smaller size makes it smaller"
+        f"target_size: {wanted} is too small; with these options the smallest file has {least} bytes, {samples} as "
+        f"coarse as it gets; {advice}a smaller size makes it smaller"
     )
 
 

@@ -265,7 +265,7 @@ def _bits(images: Images, run: Run) -> Bits:
     mean = DEFAULT_BITS[transform] if bits.mean is None else bits.mean
     bits = Bits(bits.mode, mean)
     if transform == "pixel" and (mean % 1 or mean < low):
-        raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low:g} to {high}")
+        raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low} to {high}")
     reach = reach_of(bits.mode, transform)
     if options.target_size is None and not low + reach <= mean <= high - reach:
         less = "a bit" if reach == 1 else f"{reach:g} bits"
