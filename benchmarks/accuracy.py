@@ -56,7 +56,7 @@ NUMBERS = (0.01, 0.05, 0.1, 0.3, 0.6)
 METHODS = ("random", "graphcut", "dq", "adq")
 FILLS = ("mae", "mean")
 TEACHERS = ("proxy", FINER)  # networks that say soft labels
-COLOURS = dict(zip(TEACHERS, ("crimson", "darkorange"), strict=True))
+COLOURS = dict(zip(("", *TEACHERS), ("black", "crimson", "darkorange"), strict=True))  # of a .dqz, by its soft labels
 LOSS = 0.02  # of the full set's accuracy, at which bytes are compared
 
 Run = dict[str, Any]
@@ -311,7 +311,7 @@ def plot(found: list[Point], name: str) -> None:
         1, len(recipes), figsize=(6.5 * len(recipes), 5), layout="constrained", sharex=True, squeeze=False
     )
     found = [point for point in found if point.case.kind != "preset"]
-    families = sorted({point.case.family for point in found if point.case.kind != "full"})
+    families = {point.case.family: point.case for point in found if point.case.kind != "full"}
     budgets = sorted({point.case.budget for point in found} - {0})
     for axis, recipe in zip(axes[0], recipes, strict=True):
         some = [point for point in found if point.recipe == recipe]
@@ -319,12 +319,11 @@ def plot(found: list[Point], name: str) -> None:
             if point.case.kind == "full":
                 dashes = "-." if point.case.soft else "--"
                 axis.axhline(100 * point.top1, color="grey", linestyle=dashes, label=point.case.family)
-        for n, family in enumerate(families):
+        for n, family in enumerate(sorted(families)):
             curve = best([point for point in some if point.case.family == family]).values()
             style: dict[str, Any] = {"color": f"C{n}", "linewidth": 1.2}
-            if family.startswith(".dqz"):
-                colour = next((COLOURS[teacher] for teacher in TEACHERS if family.endswith(teacher)), "black")
-                style = {"color": colour, "linewidth": 2.2, "linestyle": "--" if "filtered" in family else "-"}
+            if (case := families[family]).kind == "dqz":
+                style = {"color": COLOURS[case.soft], "linewidth": 2.2, "linestyle": "--" if case.filter else "-"}
             spread = [0.0 if math.isnan(point.spread) else 100 * point.spread for point in curve]
             x, y = [point.bytes for point in curve], [100 * point.top1 for point in curve]
             axis.errorbar(x, y, spread, marker="o", markersize=3, capsize=2, label=family, **style)

@@ -124,18 +124,18 @@ def encode(folder: Path, path: Path, bits: float, effort: str, workers: int | No
 def ours(folder: Path, path: Path, images: Array, seen: Array, bits: float, effort: str) -> dict[str, Row]:
     """One width and effort, without and with the filter; `images` are those at the indices `seen`."""
     encode(folder, path, bits, effort)
-    found, rows = sizes(path), {}
-    for name in (OURS, FILTERED):
-        with dqcodec.DQZFile(path, filter=name == FILTERED) as file:
-            decoded = [image.transpose(1, 2, 0) for k in seen for image in file.images([k])]
-            count, payload = len(file), int(file.reader.columns["length"][seen].sum())
-        rows[name] = {
-            "setting": bits,
-            "bytes": round(payload / len(seen) + (found["file"] - found["payload"]) / count, 2),
-            **quality(decoded, images),
-            **{f"{part}_bytes": round(size / count, 2) for part, size in found.items()},
+    with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(path, filter=True) as filtered:
+        count, payload = len(file), int(file.reader.columns["length"][seen].sum())
+        decoded = {
+            name: [image.transpose(1, 2, 0) for k in seen for image in each.images([k])]
+            for name, each in ((OURS, file), (FILTERED, filtered))
         }
-    return rows
+    found = sizes(path)
+    coded = round(payload / len(seen) + (found["file"] - found["payload"]) / count, 2)
+    shares = {f"{part}_bytes": round(size / count, 2) for part, size in found.items()}
+    return {
+        name: {"setting": bits, "bytes": coded, **quality(pixels, images), **shares} for name, pixels in decoded.items()
+    }
 
 
 def theirs(contender: Contender, images: Array, setting: float) -> Row:

@@ -93,7 +93,7 @@ class Case:
 
     @property
     def _soft(self) -> str:
-        return {"": "", "proxy": " soft"}.get(self.soft, f" soft of {self.soft}")
+        return f" soft of {self.soft}" if self.soft else ""
 
     @property
     def name(self) -> str:

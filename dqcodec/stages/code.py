@@ -104,7 +104,7 @@ def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
     from dqcodec.codec.dct.filter import FILTER, weights
 
     options, channels = images.options, images.channels
-    form = Format(images.size, images.size, channels, tables, weights(FILTER, tables.unit))
+    form = Format(images.size, images.size, channels, tables)  # without the filter, as loaders decode it
     encoder = dct.Encoder(form, options.effort)
 
     def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:
@@ -115,9 +115,9 @@ def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
 
     def unpack(payloads: list[bytes], masks: Array, columns: dict[str, Array]) -> Array:
         units = np.stack([_units(images, mask) for mask in masks])
-        return decode(replace(form, weights=None), payloads, units, columns["scale"], columns.get("colour"))
+        return decode(form, payloads, units, columns["scale"], columns.get("colour"))
 
-    return Packer(pack, unpack, *stored(form, own))
+    return Packer(pack, unpack, *stored(replace(form, weights=weights(FILTER, tables.unit)), own))
 
 
 def stored(form: Format, own: bool) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -93,10 +93,9 @@ def contexts(unit: int) -> Contexts:
 def _positions() -> Array:
     positions = []
     for size in UNITS:
-        places = scan(size).tolist()
-        follows = [u + v < sum(places[k + 1]) for k, (u, v) in enumerate(places[:-1])]
-        positions += [
-            u * STRIDE + v | NEXT * another | position_class(size, k, u, v) * BINS << CLASS
-            for k, ((u, v), another) in enumerate(zip(places, [*follows, False], strict=True))
-        ]
-    return np.array(positions, np.int32)
+        places = scan(size)
+        diagonal = places.sum(1)
+        classes = [position_class(size, k, u, v) for k, (u, v) in enumerate(places.tolist())]
+        another = np.diff(diagonal, append=diagonal[-1])  # 1 where it begins after this place
+        positions.append(places @ (STRIDE, 1) | NEXT * another | np.array(classes) * BINS << CLASS)
+    return np.concatenate(positions).astype(np.int32)
