@@ -25,10 +25,10 @@ BINS = ("bin", "bins/size", "bins/taken")
 SCORES = ("bins/rs", "bins/ds", "bins/is")
 FLOAT = float(np.finfo(np.float32).max)
 BUILT_IN = Path(__file__).parent.parent / "dqcodec" / "codec" / "dct"  # R-26: data, as the specification is
-DEFAULT_2 = {  # R-26: SHA-256 by unit
-    16: "0dee8bf3c98091476fbe603e2d9437c0cd718a38f6a00aed35a8c4fb4b423c5e",
-    8: "fa42e7541d09c80c2844a4c79d391dba3ff6201b3f8521ae5b387d0797a29e76",
-    4: "356fa2f036bf4f99a78d84bd814604caf892dc1de86c29276fa5aca517e23bdc",
+DEFAULT_3 = {  # R-26: SHA-256 by unit
+    16: "c48bf7d859dceec2752c00df9ad4bf1a3e637deb53c5e9373f232f85e6137ecd",
+    8: "85ffbdf3f77cfc1fc02301547e5ea7dd0ccd560d072419a197e50f2acf7b447f",
+    4: "db141a3a43f1d211cf4f8c1c85256f3a80ffd7f21f9477a4343cee3ec2d6b97e",
 }
 FILTER_1 = {  # R-40: SHA-256 by unit
     16: "5472ef290483e84ef5d244ae7a73be451f4a6ae35c6a312951e6f193d23160e3",
@@ -174,7 +174,7 @@ def read_root(members: Members) -> dict:
         offset = entry(transform, "offset", list)
         fits = len(offset) == 3 and all(type(value) is int and abs(value) <= 31 for value in offset)
         require(fits, f"offset {offset}")
-        require(entry(transform, "tables", str) in ("file", "default-2"), f"tables {transform['tables']!r}")  # R-26
+        require(entry(transform, "tables", str) in ("file", "default-3"), f"tables {transform['tables']!r}")  # R-26
         require(entry(transform, "filter", str) in ("none", "filter-1"), f"filter {transform['filter']!r}")  # R-40
     fits = "consolidated_metadata" not in root and type(attributes.get("user", {})) is dict  # R-5
     require(fits, "consolidated metadata, or 'user' is not an object")
@@ -362,8 +362,8 @@ def data_of(name: str, digest: str) -> bytes:
 
 
 def built_in(unit: int) -> list[np.ndarray]:
-    """R-26: context, coefficient, side and rotation of "default-2"."""
-    data = data_of(f"default-2-{unit}.bin", DEFAULT_2[unit])
+    """R-26: context, coefficient, side and rotation of "default-3"."""
+    data = data_of(f"default-3-{unit}.bin", DEFAULT_3[unit])
     coefficients, sides, rotations = struct.unpack("<3H", data[:6])
     contexts = len(data) - 6 - 32 * (coefficients + sides) - 3 * rotations
     shapes = [("u1", (contexts,)), ("<u2", (coefficients, 16)), ("<u2", (sides, 16)), ("u1", (rotations, 3))]
@@ -471,7 +471,7 @@ class Stream:
 def scan(side: int) -> list[tuple[int, int, int]]:
     """Section 7.4: u, v and the position class of each place."""
     places = [(u, v) for u in range(side) for v in range(side)]
-    places.sort(key=lambda p: (sum(p), p[sum(p) % 2 == 0]))
+    places.sort(key=lambda p: (sum(p), p[0]))
     far = [21 + 2 * min(20, u + v - 6) + (2 * abs(u - v) > u + v) for u, v in places]
     return [(u, v, k if side < 16 or k < 21 else far[k]) for k, (u, v) in enumerate(places)]
 

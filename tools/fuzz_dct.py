@@ -44,12 +44,10 @@ SHAPES = [
 
 
 @numba.njit(boundscheck=True)
-def checked(data, words, kept, planes, edges, scratch, lasts, order, coding):  # type: ignore[no-untyped-def]
-    """Whether the payload `data` ends as it should; IndexError where anything reaches beyond a buffer."""
-    x, head = BEGIN(data, 0, len(data))
-    p, end = 0, (len(data) - head) // 2
-    for w in range(end):
-        words[w] = data[head + 2 * w] | data[head + 2 * w + 1] << 8
+def checked(data, words, span, kept, planes, edges, scratch, lasts, order, coding):  # type: ignore[no-untyped-def]
+    """Whether the payload at `span` of `data` ends as it should; IndexError where anything reaches beyond a buffer."""
+    x, head = BEGIN(data, span[0], span[1] - span[0])
+    p, end = (span[0] + head) >> 1, span[1] >> 1
     FORGET(edges, 0, edges.width)
     for i in range(edges.columns):
         edges.flags[i] = 0
@@ -70,7 +68,6 @@ class Bench(NamedTuple):
     out: Array  # uint8, an image
     other: Array  # int32, scratch of the decoder with checks
     lasts: Array
-    words: Array
     rotation: Array  # float32 (1, 9)
 
 
@@ -80,7 +77,7 @@ def bench(shape: coder.Format) -> Bench:
         shape, shape.edges(), np.zeros(size, np.int32),
         filter_compiled.bench(shape.filter_tables, shape.rows, shape.columns, shape.channels, shape.unit),
         np.zeros(shape.channels * shape.height * shape.width, np.uint8), np.zeros(size, np.int32),
-        np.zeros(18, np.int32), np.zeros(MOST_BYTES, np.uint16), shape.rotations[:1].reshape(1, 9),
+        np.zeros(18, np.int32), shape.rotations[:1].reshape(1, 9),
     )  # fmt: skip
 
 
@@ -91,14 +88,14 @@ def one(data: bytes) -> bool:
     """Decode one input, whose first two bytes choose shape and mask: whether it was a whole payload."""
     if len(data) < 3:
         return False
-    b = BENCHES[data[0] % len(BENCHES)]
-    shape, payload, q = b.shape, np.frombuffer(data, np.uint8)[2:], data[1]
-    planes, order, coding = shape.channels, shape.order, shape.tables.coding
+    b, q = BENCHES[data[0] % len(BENCHES)], data[1]
+    shape, (joined, spans) = b.shape, coder.join([data[2:]])
+    words, planes, order, coding = joined.view(np.uint16), shape.channels, shape.order, shape.tables.coding
     kept = np.unpackbits(np.array([q | 1, q ^ 0x5A] * 4, np.uint8), bitorder="little")[: shape.rows * shape.columns]
-    whole = checked(payload, b.words, kept, planes, b.edges, b.other, b.lasts, order, coding)
+    whole = checked(joined, words, spans[0], kept, planes, b.edges, b.other, b.lasts, order, coding)
     bad = inverse.decode(
-        payload, np.array([0, len(payload)]), kept[None], STEPS[q : q + 1] / np.float32(64), CHROMA_STEP, b.rotation,
-        shape.height, shape.width, planes, b.edges, order, coding, b.scratch, b.words, b.filter, b.out,
+        joined, words, spans, kept[None], STEPS[q : q + 1] / np.float32(64), CHROMA_STEP, b.rotation,
+        shape.height, shape.width, planes, b.edges, order, coding, b.scratch, b.filter, b.out,
     )  # fmt: skip
     if (bad < 0) != whole:
         raise AssertionError("the decoders disagree")

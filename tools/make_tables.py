@@ -2,7 +2,7 @@
 
     python tools/make_tables.py FOLDER
 
-Writes dqcodec/codec/dct/default-2-UNIT.bin for units of 16, 8 and 4 pixels: from images of 224, 64 and 32 pixels a side
+Writes dqcodec/codec/dct/default-3-UNIT.bin for units of 16, 8 and 4 pixels: from images of 224, 64 and 32 pixels a side
 at three qualities. Released tables never change: a file may need them. So this refuses to overwrite.
 """
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dqcodec.codec.dct import filter
-from dqcodec.codec.dct.coder import DAMAGED, Format
+from dqcodec.codec.dct.coder import DAMAGED, Format, join
 from dqcodec.codec.dct.transform import CHROMA_STEP, STEPS, matrix
 from dqcodec.errors import FormatError
 
@@ -81,14 +81,14 @@ def _decode(
     n, rows, columns, channels, unit = len(payloads), form.rows, form.columns, form.channels, form.unit
     if not n:
         return zeros(0, channels, form.height, form.width, dtype=torch.uint8)
-    joined, spans = gpu.join(payloads)
+    joined, spans = join(payloads)
     data, units = share(put(joined)), put(kept.astype(np.uint8)).view(n, rows, columns)
     step = put(STEPS[scale][:, None] / np.float32(64) * np.array([1, CHROMA_STEP, CHROMA_STEP], np.float32)[:channels])
     rotation = None if colour is None else put(form.rotations[colour])
     state = zeros(n, 2, dtype=torch.int64)
     given = data, data.view(np.uint16), share(put(spans)), share(units.view(n, -1))
     static = [_arrays(values, lambda array: share(put(array))) for values in (form.order, form.tables.coding)]
-    edges = _arrays(form.edges(), lambda array: share(zeros(n, len(array))))
+    edges = _arrays(form.edges(), lambda array: share(put(array).new_zeros(n, len(array))))
     lasts = share(zeros(n, 18))
     size = columns * channels * 256
     band = max(1, BAND // (4 * n * size))

@@ -29,9 +29,13 @@ def _no_idle_blocks(monkeypatch):
 def parse(shape, payloads, kept, band):
     """As reference.parse for each payload, `band` rows of units at a time."""
     n, columns, channels = len(payloads), shape.columns, shape.channels
-    data, spans = gpu.join(payloads)
+    data, spans = coder.join(payloads)
     one = shape.edges()
-    edges = Edges(*(np.full((n, *part.shape), 99, np.int32) for part in one[:5]), *one[5:])
+    edges = Edges(
+        *(np.full((n, *part.shape), 99, np.int32) for part in one[:5]),
+        np.zeros((n, *one.near.shape), np.uint8),
+        *one[6:],
+    )
     state = np.full((n, 2), 99)
     coefficients, patterns = [], []
     for first in range(0, shape.rows, band):
@@ -66,7 +70,7 @@ def encoded(shape, count, kept, scale=(0, 50, 90)):
 
 
 def test_payloads_end_at_even_places():
-    data, spans = gpu.join([b"abc", b"de", b"", b"f"])
+    data, spans = coder.join([b"abc", b"de", b"", b"f"])
     assert data.tobytes() == b"\0abcde\0f\0\0"
     assert spans.tolist() == [[1, 4], [4, 6], [6, 6], [7, 8]]
 

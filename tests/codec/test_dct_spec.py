@@ -102,7 +102,7 @@ def forge(path, shape, patch, transform, samples, mask=None, tables=None, q=None
     rng = np.random.default_rng(seed)
     channels, height, width = shape
     unit = transform["unit"]
-    entries = {"dependent": True, "offset": [9, -6, -2], "tables": "file" if tables else "default-2"}
+    entries = {"dependent": True, "offset": [9, -6, -2], "tables": "file" if tables else "default-3"}
     dqz = {
         "version": "1.0",
         "requires": ["dct"],
@@ -490,7 +490,7 @@ def test_a_grey_file_has_no_rotations(tmp_path, rebuild):
 def test_the_built_in_tables_are_those_of_the_specification():
     text = SPEC.read_text()
     for unit, contexts in CONTEXTS.items():
-        data = (Path(dct.__file__).parent / f"default-2-{unit}.bin").read_bytes()
+        data = (Path(dct.__file__).parent / f"default-3-{unit}.bin").read_bytes()
         assert f"    {unit}  {hashlib.sha256(data).hexdigest()}\n" in text
         assert len(tables_of(unit)["context"]) == sum(contexts)
 
@@ -506,7 +506,7 @@ def test_built_in_tables_decode_as_those_of_the_file(tmp_path, unit, channels):
 
 
 @pytest.mark.spec("R-26")
-@pytest.mark.parametrize("name", ["default-1", "", "default-2 ", "../default-2"])
+@pytest.mark.parametrize("name", ["default-2", "", "default-3 ", "../default-3"])
 def test_unknown_tables(tmp_path, rebuild, name):
     forge(tmp_path / "x.dqz", (3, 16, 16), 16, {"unit": 16}, 1)
     refused(rebuild(tmp_path / "x.dqz", altered(tmp_path / "x.dqz", tables=name)), "built-in tables")
@@ -514,7 +514,7 @@ def test_unknown_tables(tmp_path, rebuild, name):
 
 @pytest.mark.spec("R-26")
 def test_built_in_tables_leave_no_column(rebuild, small):
-    refused(rebuild(small, altered(small, tables="default-2")), "tables/context")
+    refused(rebuild(small, altered(small, tables="default-3")), "tables/context")
 
 
 @pytest.mark.spec("R-26")

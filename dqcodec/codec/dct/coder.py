@@ -109,18 +109,29 @@ def decode(form: Format, payloads: Sequence[bytes], kept: Array, scale: Array, c
     return out
 
 
+def join(payloads: Sequence[bytes]) -> tuple[Array, Array]:
+    """Payloads one after the other, each ending at an even place, so that its words are words of the whole.
+
+    Returns uint8 (bytes,), which ends with a word that decoders may read but do not use; and int64 (n, 2), from where
+    to where each payload goes.
+    """
+    odd = [len(payload) & 1 for payload in payloads]
+    ends = np.cumsum([len(payload) + pad for payload, pad in zip(payloads, odd, strict=True)], dtype=np.int64)
+    starts = ends - [len(payload) for payload in payloads]
+    parts = [part for payload, pad in zip(payloads, odd, strict=True) for part in (bytes(pad), payload)]
+    return np.frombuffer(bytearray().join([*parts, bytes(2)]), np.uint8), np.stack([starts, ends], 1)
+
+
 def decode_compiled(
     form: Format, payloads: Sequence[bytes], kept: Array, steps: Array, rotation: Array, bench: Any, out: Array
 ) -> int:
     """What reference.decode does, by numba; bench: see filter_compiled.bench. It keeps the last image's planes."""
     from dqcodec.codec.dct import inverse
 
-    starts = np.cumsum([0, *map(len, payloads)])
-    longest = int(np.diff(starts).max())
+    data, spans = join(payloads)
     bad: int = inverse.decode(
-        np.frombuffer(b"".join(payloads), np.uint8), starts, kept, steps / np.float32(64), CHROMA_STEP,
+        data, data.view(np.uint16), spans, kept, steps / np.float32(64), CHROMA_STEP,
         rotation.reshape(len(payloads), 9), form.height, form.width, form.channels, form.edges(), form.order,
-        form.tables.coding, np.zeros(256 * form.channels, np.int32),
-        np.zeros(longest // 2 + 1, np.uint16), bench, out.reshape(-1),
+        form.tables.coding, np.zeros(256 * form.channels, np.int32), bench, out.reshape(-1),
     )  # fmt: skip
     return bad

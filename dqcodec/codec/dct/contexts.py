@@ -20,7 +20,6 @@ Array = npt.NDArray[Any]
 
 UNITS = (4, 8, 16)
 STRIDE = 16  # of a unit's coefficients
-PLACE, NEXT, CLASS = 255, 256, 16  # in Contexts.position: mask of the place, flag, first bit of the class
 BINS = 13  # of the neighbour sum; the last is that of the first coefficient coded. DC has its own: stream.predict
 LAST_BIN = 106  # place of the last bin in SUM_BIN
 CAP = 15  # magnitudes count at most this in the sum
@@ -35,10 +34,11 @@ SUM_BIN: Array = np.append(np.searchsorted(SUM_LIMITS, np.arange(7 * CAP + 1)), 
 def scan(size: int) -> Array:
     """int64 (size^2, 2): row and column frequency (u, v) by scan index.
 
-    Anti-diagonals from DC on; inside one with odd u + v by ascending u, with even u + v by ascending v.
+    Anti-diagonals from DC on, each by ascending u: so the neighbours that a sum needs are decoded earlier than just
+    before it (but for one place in a block), and its context can be looked up while another coefficient is decoded.
     """
     places = [(u, v) for u in range(size) for v in range(size)]
-    return np.array(sorted(places, key=lambda p: (p[0] + p[1], p[0] if (p[0] + p[1]) % 2 else p[1])))
+    return np.array(sorted(places, key=lambda p: (p[0] + p[1], p[0])))
 
 
 def position_class(size: int, k: int, u: int, v: int) -> int:
@@ -52,8 +52,8 @@ class Contexts(NamedTuple):
     """The numbering for units of one size; integers and flat arrays, as the compiled functions want them.
 
     unit      pixels a side
-    position  int32 (336,)   by size (4, 8, 16) and scan index: place in the unit, 16 u + v; NEXT where another diagonal
-                             follows; and from bit CLASS on the position class times BINS
+    place     int32 (336,)   place in the unit, 16 u + v, by size (4, 8, 16) and scan index
+    row       int32 (336,)   position class times BINS, by the same
     sum_bin   int32 (107,)   bin of a neighbour sum
     pair      int32 (S,)     first context pair of a set's coefficients
     high, low int32 (S,)     first side context of a set for the two parts of `last`
@@ -62,7 +62,8 @@ class Contexts(NamedTuple):
     """
 
     unit: int
-    position: Array
+    place: Array
+    row: Array
     sum_bin: Array
     pair: Array
     high: Array
@@ -84,18 +85,16 @@ def contexts(unit: int) -> Contexts:
     flag = int(low[-1])
     pattern = flag + 3
     return Contexts(
-        unit, _positions(), SUM_BIN, pair[:-1].astype(np.int32), high[:-1].astype(np.int32), low[:-1].astype(np.int32),
+        unit, *_positions(), SUM_BIN, pair[:-1].astype(np.int32), high[:-1].astype(np.int32), low[:-1].astype(np.int32),
         flag, pattern, int(pair[-1]), pattern + 1,
     )  # fmt: skip
 
 
 @cache
-def _positions() -> Array:
-    positions = []
+def _positions() -> tuple[Array, Array]:
+    places, rows = [], []
     for size in UNITS:
-        places = scan(size)
-        diagonal = places.sum(1)
-        classes = [position_class(size, k, u, v) for k, (u, v) in enumerate(places.tolist())]
-        another = np.diff(diagonal, append=diagonal[-1])  # 1 where it begins after this place
-        positions.append(places @ (STRIDE, 1) | NEXT * another | np.array(classes) * BINS << CLASS)
-    return np.concatenate(positions).astype(np.int32)
+        order = scan(size)
+        places.append(order @ (STRIDE, 1))
+        rows.append(BINS * np.array([position_class(size, k, u, v) for k, (u, v) in enumerate(order.tolist())]))
+    return np.concatenate(places).astype(np.int32), np.concatenate(rows).astype(np.int32)

@@ -1,4 +1,4 @@
-"""What the decoder remembers of the units above and at the left of the one that comes next."""
+"""What the decoder remembers of the units above and at the left, and of the block that it decodes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+NEAR = 18 * 16  # two rows more than a block has, which stay 0
 
 
 class Edges(NamedTuple):
@@ -17,6 +18,8 @@ class Edges(NamedTuple):
                                            times 16 / block side; NO_DC where nothing was decoded
     activity_above, activity_left  int32   see stream.activity; NONE where nothing was decoded
     flags                          int32 (columns + 1,)   whether a unit is one luma block: above, and at the left
+    near                           uint8 (2 * NEAR,)      of the block's coefficients, in rows of 16, 0 where none is
+                                           decoded: 2 |c(u, v)| + |c(u, v + 1)|, and from NEAR on |c(u, v)|
     width, columns                 cells and units in a row
     """
 
@@ -25,6 +28,7 @@ class Edges(NamedTuple):
     activity_above: Array
     activity_left: Array
     flags: Array
+    near: Array
     width: int
     columns: int
 
@@ -35,5 +39,5 @@ def edges(columns: int, unit: int, planes: int) -> Edges:
     above, left = planes * width, planes * 4
     return Edges(
         np.zeros(above, np.int32), np.zeros(left, np.int32), np.zeros(above, np.int32), np.zeros(left, np.int32),
-        np.zeros(columns + 1, np.int32), width, columns,
+        np.zeros(columns + 1, np.int32), np.zeros(2 * NEAR, np.uint8), width, columns,
     )  # fmt: skip

@@ -38,7 +38,7 @@ from dqcodec.codec.dct.search import (
     quantise_dependent,
     quantise_plain,
 )
-from dqcodec.codec.dct.tables import STATE
+from dqcodec.codec.dct.tables import NEXT, STATE
 from dqcodec.codec.dct.transform import matrix, scan_places
 
 border, settle, neighbours, activity, forget = (
@@ -223,7 +223,7 @@ def emit_block(slot, kind, size, order, coding, b, ops, n):
         step = np.uint64(STEPS[np.uint64(start + k)])
         if k == 0:
             bin2 = np.uint64(DOUBLE_BIN[b.place[slot]])
-        context = np.int64(first + (step >> CLASS) + bin2) + (state >> 4)
+        context = np.int64(first + (step >> CLASS) + bin2) + (state >> 4 & 1)
         level = np.int64(b.levels[np.uint64(at + k)])
         m = abs(level)
         now |= np.uint64(min(m, 15)) << (step & U63)
@@ -232,7 +232,7 @@ def emit_block(slot, kind, size, order, coding, b, ops, n):
             n += 1
         else:
             n = emit_large(context, m, 1 if level < 0 else 0, ops, n)
-        state = (coding.transitions >> (state | ((m << 1) & 2))) & STATE
+        state = np.int64(coding.table[np.uint64(NEXT + (state & STATE) + (m & 1))])
         if step & FIRST:
             now, near, far = U0, now, near
         if k > 1:

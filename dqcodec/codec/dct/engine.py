@@ -14,6 +14,8 @@ from typing import Any
 
 import numba
 
+from dqcodec.codec.dct.lanes import either
+
 _config: Any = numba.config
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES) + numba.__version__.encode()).hexdigest()
@@ -39,13 +41,19 @@ def jit(**options: Any) -> Callable[[Any], Any]:
 inline = jit(_nrt=False, forceinline=True)
 
 
-def build(module: ModuleType, compile_one: Callable[[Any], Any]) -> dict[str, Any]:
+FOR_CPU = {"either": either}  # what a compiler would not make of the functions by itself
+
+
+def build(module: ModuleType, compile_one: Callable[[Any], Any], given: dict[str, Any] | None = None) -> dict[str, Any]:
     """Every function of module.FUNCTIONS compiled, callees before callers, by name.
 
-    It is the code of these very functions, with compiled ones for those that they call.
+    It is the code of these very functions, with compiled ones for those that they call; `given` ones are taken as they
+    are.
     """
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = dict(given or {})
     for function in module.FUNCTIONS:
+        if function.__name__ in names:
+            continue
         copy = FunctionType(function.__code__, {**vars(module), **names}, function.__name__, function.__defaults__)
         names[function.__name__] = compile_one(copy)
     return names

@@ -7,10 +7,8 @@ places for warps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numba import cuda
 
 from dqcodec.codec.dct import stream
@@ -23,24 +21,11 @@ _COMPILED = build(stream, cuda.jit(device=True))
 begin, forget, next_unit = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["next_unit"]
 
 
-def join(payloads: Sequence[bytes]) -> tuple[Array, Array]:
-    """Payloads one after the other, each ending at an even place, so that its words are words of the whole.
-
-    Returns uint8 (bytes,), which ends with a word that decoders may read but do not use; and int64 (n, 2), from where
-    to where each payload goes.
-    """
-    odd = [len(payload) & 1 for payload in payloads]
-    ends = np.cumsum([len(payload) + pad for payload, pad in zip(payloads, odd, strict=True)], dtype=np.int64)
-    starts = ends - [len(payload) for payload in payloads]
-    parts = [part for payload, pad in zip(payloads, odd, strict=True) for part in (bytes(pad), payload)]
-    return np.frombuffer(bytearray().join([*parts, bytes(2)]), np.uint8), np.stack([starts, ends], 1)
-
-
 @cuda.jit
 def decode_rows(data, words, spans, kept, first, planes, edges, order, coding, state, scratch, patterns, lasts):
     """Decode rows of units from `first` on, as many as there is room for, of the sample that is the block's number.
 
-    data      uint8 (bytes,), spans int64 (n, 2), see join; words uint16, the same bytes
+    data      uint8 (bytes,), spans int64 (n, 2), see coder.join; words uint16, the same bytes
     kept      uint8 (n, units)
     edges     Edges whose arrays have an axis of samples before their own; it keeps what is above the next row
     state     int64 (n, 2): x and p after these rows, from which the next call goes on
@@ -54,7 +39,7 @@ def decode_rows(data, words, spans, kept, first, planes, edges, order, coding, s
         return
     mine = Edges(
         edges.dc_above[i], edges.dc_left[i], edges.activity_above[i], edges.activity_left[i], edges.flags[i],
-        edges.width, edges.columns,
+        edges.near[i], edges.width, edges.columns,
     )  # fmt: skip
     x, p = state[i, 0], state[i, 1]
     end = spans[i, 1] >> 1

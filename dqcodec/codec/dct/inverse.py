@@ -12,58 +12,28 @@ import numpy as np
 
 from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.contexts import UNITS, scan
-from dqcodec.codec.dct.engine import build, inline, jit
+from dqcodec.codec.dct.engine import FOR_CPU, build, inline, jit
 from dqcodec.codec.dct.filter_compiled import bring, hold, mark, set_limits
-from dqcodec.codec.dct.lanes import add, fma, load, splat, store, store_bytes, subtract
-from dqcodec.codec.dct.transform import matrix
+from dqcodec.codec.dct.lanes import fma, inverse, load, splat, store_bytes
 
 Array = Any
-_COMPILED = build(stream, inline)
+_COMPILED = build(stream, inline, FOR_CPU)
 begin, forget, next_unit = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["next_unit"]
-ROWS = 768  # in `work`, after three planes of 256
 
 
 def _live() -> Array:
-    """int32 (512,): rows, made even, and, times 32, columns of a block that may be other than 0, by size and `last`."""
+    """int32 (512,): rows and, times 32, columns of a block that may be other than 0, by size and `last`."""
     out = []
     for size in UNITS:
         u, v = np.maximum.accumulate(scan(size)).T + 1
-        out.append(u + u % 2 | v << 5)
+        out.append(u | v << 5)
     return np.resize(np.concatenate(out), 512).astype(np.int32)
 
 
 LIVE = _live()
-
-
-def _inverse(size: int) -> Callable[..., None]:
-    """The compiled inverse transform of one block of `work` in place, P = D^T C D: rows, then columns.
-
-    work  float32 (1024,): three planes of a unit in rows of 16, and from ROWS on the rows of the block, transformed
-    """
-    basis = matrix(size).ravel()
-
-    @inline
-    def inverse(work: Array, to: int, rows: int, columns: int) -> None:
-        to &= 1023  # masks: the compiler sees that no index is negative
-        rows &= 31
-        zero = splat(np.float32(0), size)
-        for u in range(rows):
-            total = zero
-            for v in range(columns):
-                total = fma(splat(work[to + u * 16 + v], size), load(basis, v * size, size), total)
-            store(work, ROWS + u * 16, total)
-        for y in range(size // 2):
-            even = odd = zero
-            for u in range(0, rows, 2):
-                even = fma(splat(basis[u * size + y], size), load(work, ROWS + u * 16, size), even)
-                odd = fma(splat(basis[u * size + size + y], size), load(work, ROWS + u * 16 + 16, size), odd)
-            store(work, to + y * 16, add(even, odd))
-            store(work, to + (size - 1 - y) * 16, subtract(even, odd))
-
-    return inverse  # type: ignore[no-any-return]
-
-
-inverse4, inverse8, inverse16 = _inverse(4), _inverse(8), _inverse(16)
+inverse4 = inverse(4, 4)
+inverse8_4, inverse8_8 = inverse(8, 4), inverse(8, 8)
+inverse16_4, inverse16_8, inverse16_16 = inverse(16, 4), inverse(16, 8), inverse(16, 16)
 
 
 @inline
@@ -82,11 +52,19 @@ def block(size, last, work, to):
     live = LIVE[((0 if size == 4 else (16 if size == 8 else 80)) + last) & 511]
     rows, columns = live & 31, live >> 5
     if size == 16:
-        inverse16(work, to, rows, columns)
+        if rows <= 4:
+            inverse16_4(work, to, columns)
+        elif rows <= 8:
+            inverse16_8(work, to, columns)
+        else:
+            inverse16_16(work, to, columns)
     elif size == 8:
-        inverse8(work, to, rows, columns)
+        if rows <= 4:
+            inverse8_4(work, to, columns)
+        else:
+            inverse8_8(work, to, columns)
     else:
-        inverse4(work, to, rows, columns)
+        inverse4(work, to, columns)
 
 
 @inline
@@ -162,11 +140,11 @@ def filter_image(kept, rows, unit, planes, bench, work, rotation, line, out, sta
 
 @jit()
 def decode(
-    data, starts, kept, steps, chroma, rotation, height, width, planes, edges, order, coding, scratch, words, bench, out
+    data, words, spans, kept, steps, chroma, rotation, height, width, planes, edges, order, coding, scratch, bench, out
 ):  # fmt: skip
     """Decode samples into out (n * planes * height * width,): the number of the first damaged sample, or -1.
 
-    data      uint8, payloads back to back      starts   int64 (n + 1,)
+    data      uint8, spans int64 (n, 2), see coder.join; words uint16, the same bytes
     kept      uint8 (n, units)                  steps    float32 (n,) of a 64th of a level, first plane
     chroma    float32, the other planes' steps in steps of the first
     rotation  float32 (n, 9)
@@ -175,18 +153,15 @@ def decode(
     unit = order.unit
     columns = edges.columns
     rows = -(-height // unit)
-    work = np.zeros(1024, np.float32)
+    work = np.zeros(768, np.float32)  # three planes of a unit, in rows of 16
     line = np.zeros(16, np.uint8)
     u = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)  # grey: the first plane as it is
     lasts = np.zeros(18, np.int32)
     filters = len(bench.luma) > 0
     bad = -1
-    for i in range(len(starts) - 1):
-        x, head = begin(data, starts[i], starts[i + 1] - starts[i])
-        first = starts[i] + head
-        end = (starts[i + 1] - first) >> 1
-        for w in range(end):
-            words[w] = np.uint16(data[first + 2 * w]) | np.uint16(data[first + 2 * w + 1]) << 8
+    for i in range(len(spans)):
+        x, head = begin(data, spans[i, 0], spans[i, 1] - spans[i, 0])
+        p, end = (spans[i, 0] + head) >> 1, spans[i, 1] >> 1
         forget(edges, 0, edges.width)
         for c in range(columns):
             edges.flags[c] = 0
@@ -194,7 +169,6 @@ def decode(
             for k in range(9):
                 u[k] = rotation[i, k]
         start = i * planes * height * width
-        p = 0
         for r in range(rows):
             for c in range(columns):
                 there = kept[i, r * columns + c]

@@ -1,4 +1,5 @@
-"""Vectors of 4, 8 or 16 float32 or int16 as types of compiled code, with the few operations that decoding needs.
+"""Vectors of 4, 8 or 16 float32 or int16 as types of compiled code, with the few operations that decoding needs, and
+what else numba can't be told in Python.
 
 Whether a compiler makes vectors of a plain loop by itself depends on its version, and on what it can prove about the
 arrays. Nothing here checks an index: the caller does.
@@ -13,7 +14,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-INT16, INT32 = ir.IntType(16), ir.IntType(32)
+from dqcodec.codec.dct.transform import matrix
+
+INT16, INT32, INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
 class Lanes(types.Type):  # type: ignore[misc]
@@ -42,6 +45,16 @@ def _cut(builder, values, low, high):
         limit = ir.Constant(values.type, [bound] * values.type.count)
         values = builder.select(builder.fcmp_ordered(sign, values, limit), limit, values)
     return values
+
+
+def _splat(builder, value, count):
+    nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
+    one = builder.insert_element(nothing, value, INT32(0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(INT32, count), None))
+
+
+def _fma(builder, a, b, c):
+    return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
 
 
 def _declared(builder, name, vector, arguments):
@@ -79,12 +92,21 @@ def splat(_, value, count):
     kind = Lanes(value, count.literal_value)
 
     def generate(context, builder, signature, arguments):
-        vector = context.get_value_type(kind)
-        one = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[0], ir.Constant(INT32, 0))
-        everywhere = ir.Constant(ir.VectorType(INT32, kind.count), None)
-        return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), everywhere)
+        return _splat(builder, arguments[0], kind.count)
 
     return kind(value, count), generate
+
+
+@intrinsic
+def either(_, condition, a, b):
+    """stream.either as LLVM's select, marked as what no predictor could know, so that no pass makes a jump of it."""
+
+    def generate(context, builder, signature, arguments):
+        chosen = builder.select(*arguments)
+        chosen.set_metadata("unpredictable", builder.module.add_metadata([]))
+        return chosen
+
+    return types.int64(types.boolean, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -92,8 +114,7 @@ def fma(_, a, b, c):
     """a b + c of vectors."""
 
     def generate(context, builder, signature, arguments):
-        a, b, c = arguments
-        return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
+        return _fma(builder, *arguments)
 
     return a(a, a, a), generate
 
@@ -227,3 +248,46 @@ def store_bytes(_, array, index, lanes):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, lanes), generate
+
+
+def inverse(size: int, rows: int) -> Any:
+    """The compiled inverse cosine transform of blocks of `size`, P = D^T C D, in place: inverse(array, index, columns).
+
+    The block is at `index` of a float32 array, in rows of 16; only its first `rows` rows and `columns` columns may be
+    other than 0. All of it stays in registers: first the rows, a column of coefficients after the other, then the
+    columns, from the even and the odd frequencies of which two opposite rows of pixels come at once.
+    """
+    basis = matrix(size).astype(float)
+
+    @intrinsic
+    def transform(_, array, index, columns):
+        def generate(context, builder, signature, arguments):
+            vector = ir.VectorType(ir.FloatType(), size)
+            zero = ir.Constant(vector, [0.0] * size)
+            first = builder.gep(context.make_array(array)(context, builder, arguments[0]).data, [arguments[1]])
+            lines = ir.Constant(ir.ArrayType(vector, size), [ir.Constant(vector, row.tolist()) for row in basis])
+            lines = cgutils.global_constant(builder, f"basis{size}", lines)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows)]
+            for total in sums:
+                builder.store(zero, total)
+            with cgutils.for_range(builder, arguments[2]) as loop:
+                line = builder.load(cgutils.gep_inbounds(builder, lines, 0, loop.index))
+                for u, total in enumerate(sums):
+                    coefficient = builder.load(builder.gep(first, [builder.add(loop.index, INT64(16 * u))]))
+                    builder.store(_fma(builder, _splat(builder, coefficient, size), line, builder.load(total)), total)
+            half = [zero, zero]
+            for y in range(size // 2):
+                for odd in (0, 1):
+                    half[odd] = zero
+                    for u in range(odd, rows, 2):
+                        half[odd] = _fma(
+                            builder, ir.Constant(vector, [basis[u, y]] * size), builder.load(sums[u]), half[odd]
+                        )
+                for row, pixels in ((y, builder.fadd(*half)), (size - 1 - y, builder.fsub(*half))):
+                    place = builder.bitcast(builder.gep(first, [INT64(16 * row)]), vector.as_pointer())
+                    builder.store(pixels, place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, types.int64), generate
+
+    return transform

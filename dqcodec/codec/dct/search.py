@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.contexts import BINS, LOW_BITS, SUM_BIN, UNITS, Contexts, position_class, scan
-from dqcodec.codec.dct.engine import build, inline, jit
+from dqcodec.codec.dct.engine import FOR_CPU, build, inline, jit
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 compiled = jit(_nrt=False)
 compiled_fast = jit(_nrt=False, fastmath=True)
 
-decoder = build(stream, inline)  # its functions
+decoder = build(stream, inline, FOR_CPU)  # its functions
 predict = decoder["predict"]
 
 FAR = np.float32(1e30)

@@ -13,55 +13,66 @@ The encoder starts at x = 1, so a decoder that is right ends there, with no word
 is read or written outside the given buffers and every loop has a fixed end: a word is only taken while there is one,
 `last` is below the size of the block, a coefficient counts at most CAP in the sums, so all have a bin, and all that is
 looked up in the tables was checked when the file was opened.
+
+What decoding takes is the chain from one symbol of a stream to the next, and how many operations of a processor wait
+for it: so a context is looked up while the symbol before it is decoded, and what follows a symbol stands in a table.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from dqcodec.codec.dct.contexts import CAP, CLASS, LAST_BIN, NEXT, PLACE
+from dqcodec.codec.dct.contexts import CAP, LAST_BIN
+from dqcodec.codec.dct.edges import NEAR
 from dqcodec.codec.dct.tables import (
+    BIAS,
     ESCAPE,
-    MAGNITUDE,
-    OFFSET,
-    OWN,
+    NEXT,
     PAIRS,
+    PLACES,
     POINTS,
-    POSITION,
-    SECOND,
+    ROWS,
+    SHIFT,
     SIDES,
     STATE,
     SUM_BIN,
-    THEIRS,
 )
 
 NONE = -1  # activity of a cell that was not decoded
 NO_DC = -(2**31)  # DC of a cell that was not decoded
 MAX_DC = 1 << 20  # of a DC integer's absolute value
-NIBBLES = 0x0F0F0F0F0F0F0F0F  # every second of a word's 16 groups of 4 bits
 INDEX = 0xFFFFFFFF  # mask of indices, all of which are within it: so the compiler knows that none is negative
 RIM = 45  # sqrt(2) in 32nds, about: at a block's rim a coefficient of the first row or column counts so much against DC
 
 
+def either(condition: bool, a: int, b: int) -> int:
+    """a if the condition holds, else b. Compiled for the CPU it is never a jump, which nothing could predict."""
+    return a if condition else b
+
+
+def refill(x: int, words: Any, p: int, end: int) -> tuple[int, int]:
+    """Take in a word if x needs one and one is left: (x, p)."""
+    need = x < (65536 if p < end else 0)
+    return either(need, x << 16 | int(words[p & INDEX]), x), (p + 1 if need else p)
+
+
 def symbol(first: int, alias: Any, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
     """Decode one symbol, of the distribution whose entries of `alias` begin at `first`: (symbol, x, p)."""
-    rest = x & 127
-    entry = int(alias[first + ((x >> 7) & 31)])
+    rest, bucket = x & 127, (x >> 7) & 31
+    entry = int(alias[(first + bucket) & INDEX])
     own = rest < entry & 255
-    chosen = entry >> OWN if own else entry >> THEIRS
-    x = (chosen & 8191) * (x >> 12) + (rest if own else rest + (entry >> OFFSET))
-    more = x << 16 | int(words[p & INDEX])
-    need = x < (65536 if p < end else 0)
-    return (chosen >> 13) & 31, (more if need else x), (p + 1 if need else p)
+    frequency = either(own, entry >> 48, (entry >> 16) & 0xFFFF)
+    place = either(own, rest, rest + ((entry >> 32) & 0xFFFF) - BIAS)
+    s = either(own, bucket, (entry >> 8) & 255)
+    x, p = refill(frequency * (x >> 12) + place, words, p, end)
+    return s, x, p
 
 
 def raw(count: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
     """Decode `count` <= 16 raw bits: (value, x, p)."""
     value = x & ((1 << count) - 1)
-    x >>= count
-    more = x << 16 | int(words[p & INDEX])
-    need = x < (65536 if p < end else 0)
-    return value, (more if need else x), (p + 1 if need else p)
+    x, p = refill(x >> count, words, p, end)
+    return value, x, p
 
 
 def escape(code: int, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
@@ -130,71 +141,79 @@ def settle(dc: int, bottom: int, right: int, a: int, b: int, count: int, edges: 
 
 
 def coefficient(
-    context: int, at: int, state: int, scratch: Any, coding: Any, x: int, words: Any, p: int, end: int
+    pair: int, at: int, state: int, scratch: Any, coding: Any, x: int, words: Any, p: int, end: int
 ) -> tuple[int, int, int, int]:
-    """Decode one coefficient of a context pair, its value to `at`: (magnitude, at most CAP, state, x, p)."""
-    table = coding.table
-    quantiser = state >> 4
-    first = int(table[(PAIRS + context) & INDEX]) >> (state & SECOND)
-    s, x, p = symbol(first & 0xFFFF, coding.alias, x, words, p, end)
-    if s < ESCAPE:
-        magnitude = int(table[MAGNITUDE + s])
-        scratch[at] = table[(POINTS + 2 * s + quantiser) & INDEX]
-    else:
-        level, x, p = escape(s - ESCAPE, x, words, p, end)
-        s = abs(level)
-        magnitude = min(int(s), CAP)  # never numpy's integer, in which `sums` would have no room
-        value = 64 * ((s << coding.dependent) - quantiser) + coding.far
-        scratch[at] = value if level > 0 else -value
-    return magnitude, (coding.transitions >> (state | ((s << 1) & 2))) & STATE, x, p
+    """Decode one coefficient, its value to `at`: (magnitude, at most CAP, state, x, p).
 
-
-def sums(near: int, far: int) -> tuple[int, int]:
-    """The neighbour sums of the places of a diagonal, in bytes: (those of even row u, those of odd u).
-
-    near, far  magnitudes of the next diagonal and the one after it, row u in the 4 bits from 4 u on
-    The sum at u is 2 (near[u] + near[u + 1]) + far[u] + far[u + 1] + far[u + 2], at most 105.
+    pair   the entry of PAIRS of its contexts
+    state  see tables.STATE; what it holds in other bits does not matter
     """
-    near_even, near_odd = near & NIBBLES, near >> 4 & NIBBLES
-    far_even, far_odd = far & NIBBLES, far >> 4 & NIBBLES
-    both = far_odd + (far_even >> 8)
-    return 2 * (near_even + near_odd) + far_even + both, 2 * (near_odd + (near_even >> 8)) + both + (far_odd >> 8)
+    table = coding.table
+    s, x, p = symbol((pair >> (state & SHIFT)) & 0xFFFF, coding.alias, x, words, p, end)
+    if s < ESCAPE:
+        word = int(table[(NEXT + (state & STATE) + s) & INDEX])
+        scratch[at] = table[(POINTS + (state & STATE) + s) & INDEX]
+        return word >> 8, word, x, p
+    level, x, p = escape(s - ESCAPE, x, words, p, end)
+    s = abs(level)
+    value = 64 * ((s << coding.dependent) - (state >> 4 & 1)) + coding.far
+    scratch[at] = value if level > 0 else -value
+    return min(int(s), CAP), int(table[(NEXT + (state & STATE) + (s & 1)) & INDEX]), x, p
+
+
+def entry_of(k: int, place: int, first: int, table: Any) -> int:
+    """The entry of PAIRS for scan index k, counted over all sizes, and a place in SUM_BIN, of pairs from `first` on."""
+    return int(table[(PAIRS + first + int(table[(ROWS + k) & INDEX]) + int(table[(SUM_BIN + place) & INDEX])) & INDEX])
+
+
+def look_up(k: int, first: int, near: Any, table: Any) -> tuple[int, int]:
+    """(place, entry of PAIRS) of scan index k, counted over all sizes, once those that it depends on are decoded: the
+    neighbour sum 2 (|c(u, v + 1)| + |c(u + 1, v)|) + |c(u, v + 2)| + |c(u + 1, v + 1)| + |c(u + 2, v)|, at most 105."""
+    place = int(table[(PLACES + k) & INDEX])
+    total = int(near[(place + 1) & INDEX]) + int(near[(place + 16) & INDEX]) + int(near[(place + (NEAR + 32)) & INDEX])
+    return place, entry_of(k, total, first, table)
+
+
+def remember(magnitude: int, place: int, near: Any) -> None:
+    """Note a coefficient's magnitude for those that depend on it."""
+    near[place & INDEX] = 2 * magnitude + int(near[(place + (NEAR + 1)) & INDEX])
+    near[(place + NEAR) & INDEX] = magnitude
 
 
 def block(
-    start: int, pair: int, last: int, origin: int, a: int, b: int, count: int, edges: Any,
+    start: int, first: int, last: int, origin: int, a: int, b: int, count: int, edges: Any,
     scratch: Any, coding: Any, x: int, words: Any, p: int, end: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Decode the coefficients of a block from scan index `last` to DC: (x, p).
 
     Values, 64ths of a step, go to `scratch` at `origin` + their place in the unit. The context of a coefficient is its
     position class, the sum of five neighbours of higher frequency, and the quantiser that its state has; DC, which
-    comes last, is predicted, and its bin is what `predict` says. a, b: the block's first cell in edges.dc_above and
-    dc_left, count: how many cells each.
+    comes last, is predicted, and its bin is what `predict` says. first: the block set's first context pair; a, b: the
+    block's first cell in edges.dc_above and dc_left, count: how many cells each.
     """
-    table = coding.table
-    state = own = near = even = odd = 0  # magnitudes of this diagonal and the next; sums of this one
+    table, near = coding.table, edges.near
+    state = 0
     if last:  # the first one coded has a bin of its own
-        position = int(table[(POSITION + start + last) & INDEX])
-        context = pair + (position >> CLASS) + int(table[SUM_BIN + LAST_BIN])
-        at = (origin + (position & PLACE)) & INDEX
-        magnitude, state, x, p = coefficient(context, at, 0, scratch, coding, x, words, p, end)
-        own = magnitude << (position >> 2 & 60)
-    for k in range(start + last - 1, start, -1):
-        position = int(table[(POSITION + k) & INDEX])
-        if position & NEXT:
-            even, odd = sums(own, near)
-            near, own = own, 0
-        lane = position >> 2 & 60  # 4 u
-        total = (odd if lane & 4 else even) >> (lane & 56) & 127
-        context = pair + (position >> CLASS) + int(table[SUM_BIN + total])
-        at = (origin + (position & PLACE)) & INDEX
-        magnitude, state, x, p = coefficient(context, at, state, scratch, coding, x, words, p, end)
-        own |= magnitude << lane
+        k = start + last
+        place = int(table[(PLACES + k) & INDEX])
+        pair = entry_of(k, LAST_BIN, first, table)
+        magnitude, state, x, p = coefficient(pair, (origin + place) & INDEX, 0, scratch, coding, x, words, p, end)
+        remember(magnitude, place, near)
+        k -= 1
+        place, pair = look_up(k, first, near, table)
+        while k > start:
+            k -= 1
+            after = look_up(k, first, near, table)  # does not depend on the one that is decoded now
+            at = (origin + place) & INDEX
+            magnitude, state, x, p = coefficient(pair, at, state, scratch, coding, x, words, p, end)
+            remember(magnitude, place, near)
+            place, pair = after
+        for i in range(count << 6):
+            near[i] = near[i + NEAR] = 0
     top, side, bottom, right = rims(origin, count << 2, scratch)
     expected, place = predict(border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side)
-    context = pair + int(table[SUM_BIN + place])
-    _, _, x, p = coefficient(context, origin & INDEX, state, scratch, coding, x, words, p, end)
+    pair = entry_of(start, place, first, table)
+    _, _, x, p = coefficient(pair, origin & INDEX, state, scratch, coding, x, words, p, end)
     dc = expected + ((int(scratch[origin]) + 32) >> 6)  # without the offset
     dc = min(max(dc, -MAX_DC), MAX_DC)
     scratch[origin] = dc * 64
@@ -230,10 +249,10 @@ def coded_block(
     """
     table, alias = coding.table, coding.alias
     low_bits = 0 if size == 4 else (2 if size == 8 else 4)
-    last, x, p = symbol(int(table[SIDES + high]), alias, x, words, p, end)
+    last, x, p = symbol(int(table[(SIDES + high) & INDEX]), alias, x, words, p, end)
     last &= 15
     if low_bits:
-        low, x, p = symbol(int(table[SIDES + int(order.low[kind]) + last]), alias, x, words, p, end)
+        low, x, p = symbol(int(table[(SIDES + int(order.low[kind]) + last) & INDEX]), alias, x, words, p, end)
         last = last << low_bits | low & (1 << low_bits) - 1
     start = 0 if size == 4 else (16 if size == 8 else 80)
     origin = first + (plane << 8) + (row << 6) + (column << 2)
@@ -339,6 +358,6 @@ def next_unit(
 
 
 FUNCTIONS = (
-    symbol, raw, escape, border, rims, predict, settle, coefficient, sums, block, neighbours, activity, coded_block,
-    unit, begin, forget, next_unit,
+    either, refill, symbol, raw, escape, border, rims, predict, settle, coefficient, entry_of, look_up, remember, block,
+    neighbours, activity, coded_block, unit, begin, forget, next_unit,
 )  # fmt: skip

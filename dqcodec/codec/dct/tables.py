@@ -32,14 +32,15 @@ MAX_ROTATIONS = 256
 MAX_OFFSET = 31
 EFFORTS = ("fast", "default", "best")  # how long encoders search
 OFFSETS = {True: (11, -6, -2), False: (0, -2, -1)}  # that encoders take: of the dependent, of the plain quantiser
-POSITION, SUM_BIN, POINTS, MAGNITUDE, SIDES, PAIRS = 0, 512, 640, 704, 736, 1248  # places in Coding.table
+PLACES, ROWS, SUM_BIN, POINTS, NEXT, SIDES, PAIRS = 0, 384, 768, 896, 1152, 1408, 1920  # places in Coding.table
 MAX_PAIRS = 4096
-SECOND = 16  # bits from the entry of the first quantiser to that of the second in a pair; and the state's bit for it
+SECOND = 16  # bits from the entry of the first quantiser to that of the second in a pair
 MAGNITUDES = np.array([*range(LARGEST + 1), 0, *range(1, LARGEST + 1)], np.int32)  # by symbol
-THEIRS, OWN, OFFSET = 8, 26, 51  # places in a word of `alias`
-# A state of the dependent quantiser is held times 8: STATE is its mask. The next one from state i // 2 on parity i % 2:
-STATE = 24
-TRANSITIONS = sum(8 * n << 8 * (i // 2) + 2 * (i % 2) for i, n in enumerate((0, 2, 2, 0, 1, 3, 3, 1)))
+# State t of the dependent quantiser is held as 64 t + 16 q, q being its quantiser t // 2: so its low six bits say how
+# far to shift an entry of a pair, and those of STATE are its place in a table of 64 entries a state.
+STATE, SHIFT = 192, 63
+TRANSITIONS = ((0, 2), (2, 0), (1, 3), (3, 1))  # by state and parity of the magnitude
+BIAS = 128  # added to offsets in words of `alias`
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class Tables:
         count = 2 * order.pairs
         table = np.zeros(PAIRS + MAX_PAIRS, np.int32)
         dependent = int(self.dependent)
+        values, states = steps(self.offset, dependent)
         parts = {
-            POSITION: order.position, SUM_BIN: order.sum_bin,
-            POINTS: points(self.offset, dependent), MAGNITUDE: MAGNITUDES,
+            PLACES: order.place, ROWS: order.row, SUM_BIN: order.sum_bin, POINTS: values, NEXT: states,
             SIDES: BUCKETS * (self.context[count:].astype(np.int32) + len(self.coefficient)),
             PAIRS: BUCKETS * (self.context[:count:2] | self.context[1:count:2].astype(np.int32) << SECOND),
         }  # fmt: skip
@@ -105,41 +106,44 @@ class Tables:
         frequency = np.concatenate([alphabet(self.coefficient, True), alphabet(self.side, False)])
         words = np.zeros(MAX_TABLES * BUCKETS, np.int64)
         words[: frequency.size] = np.concatenate([alias(row) for row in frequency])
-        return Coding(table, words, dependent, TRANSITIONS * dependent, int(self.offset[2]))
+        return Coding(table, words, dependent, int(self.offset[2]))
 
 
 class Coding(NamedTuple):
     """The tables as the decoder uses them; their sizes bound every index that a payload can make.
 
-    table        int32 (PAIRS + MAX_PAIRS,), at these places:
-                 POSITION, SUM_BIN    see contexts.Contexts
-                 POINTS (64,)         by symbol and quantiser: reconstruction point in 64ths of a step
-                 MAGNITUDE (32,)      by symbol
-                 SIDES                where the distribution of each side context begins in `alias`
-                 PAIRS                the same of a pair of contexts, for the second quantiser from bit SECOND on
-    alias        int64 (32 x MAX_TABLES,), see `alias`
-    dependent    1 or 0
-    transitions  next states, TRANSITIONS; 0 without the dependent quantiser
-    far          offset of magnitudes that are no symbol of their own
+    table      int32 (PAIRS + MAX_PAIRS,), at these places:
+               PLACES, ROWS, SUM_BIN   place, row and sum_bin of contexts.Contexts
+               POINTS, NEXT (4 * 64,)  see `steps`
+               SIDES                   where the distribution of each side context begins in `alias`
+               PAIRS                   the same of a pair of contexts, for the second quantiser from bit SECOND on
+    alias      int64 (32 x MAX_TABLES,), see `alias`
+    dependent  1 or 0
+    far        offset of magnitudes that are no symbol of their own
     """
 
     table: Array
     alias: Array
     dependent: int
-    transitions: int
     far: int
 
 
-def points(offset: Array, dependent: int) -> Array:
-    """int32 (64,), see Coding. Magnitude m of quantiser q is r = 2m - q (plain: m), its point 64 r + o[min(r, 3)]."""
-    values = np.zeros(2 * BUCKETS, np.int32)
-    for s in range(ESCAPE):
-        m = int(MAGNITUDES[s])
-        for quantiser in (0, 1) if dependent else (0,):
-            r = (m << dependent) - quantiser
+def steps(offset: Array, dependent: int) -> tuple[Array, Array]:
+    """By state and symbol, 64 a state: reconstruction points in 64ths of a step, int32 (256,), and what follows,
+    magnitude * 256 + next state, int32 (256,).
+
+    Magnitude m of quantiser q is r = 2m - q (plain: m), its point 64 r + o[min(r, 3)].
+    """
+    values, states = np.zeros((4, 64), np.int32), np.zeros((4, 64), np.int32)
+    for state in range(4 if dependent else 1):
+        for s in range(ESCAPE):
+            m = int(MAGNITUDES[s])
+            r = (m << dependent) - state // 2
             point = 64 * r + int(offset[min(r, 3) - 1])
-            values[2 * s + quantiser] = (-point if s > LARGEST else point) if m else 0
-    return values
+            values[state, s] = (-point if s > LARGEST else point) if m else 0
+            after = TRANSITIONS[state][m % 2] if dependent else 0
+            states[state, s] = m << 8 | after << 6 | after // 2 << 4
+    return values.ravel(), states.ravel()
 
 
 def alphabet(frequency: Array, signed: bool) -> Array:
@@ -187,17 +191,21 @@ def alias_parts(frequency: Array) -> tuple[list[int], list[int], list[int]]:
 
 
 def alias(frequency: Array) -> Array:
-    """int64 (32,), a word a bucket: cut in bits 0..7, frequency (13 bits) and number (5) of the other symbol and of the
-    bucket's own one, and the offset, which is signed."""
+    """int64 (32,), a word a bucket: cut in bits 0..7, the other symbol from 8 on, its frequency from 16, its offset +
+    BIAS from 32 on, the frequency of the bucket's own symbol from 48.
+
+    That one's is found by a shift alone, the other's by a shift and a mask: were they found in the same way, compilers
+    would choose between the distances, and the shift had to wait for that.
+    """
     cut, other, offset = alias_parts(frequency)
     words = np.zeros(BUCKETS, np.int64)
     for i in range(BUCKETS):
-        theirs, own = int(frequency[other[i]]) | other[i] << 13, int(frequency[i]) | i << 13
-        words[i] = cut[i] | theirs << THEIRS | own << OWN | offset[i] << OFFSET
+        theirs = other[i] << 8 | int(frequency[other[i]]) << 16 | offset[i] + BIAS << 32
+        words[i] = cut[i] | theirs | int(frequency[i]) << 48
     return words
 
 
-DEFAULT = "default-2"  # name of the built-in tables; a change of their bytes would be another name
+DEFAULT = "default-3"  # name of the built-in tables; a change of their bytes would be another name
 
 
 def default(name: str, unit: int, offset: Sequence[int], dependent: bool) -> Tables:
