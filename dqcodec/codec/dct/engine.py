@@ -14,7 +14,7 @@ from typing import Any
 
 import numba
 
-from dqcodec.codec.dct.lanes import either
+from dqcodec.codec.dct.lanes import either, unsigned
 
 _config: Any = numba.config
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
@@ -41,7 +41,7 @@ def jit(**options: Any) -> Callable[[Any], Any]:
 inline = jit(_nrt=False, forceinline=True)
 
 
-FOR_CPU = {"either": either}  # what a compiler would not make of the functions by itself
+FOR_CPU = {"either": either, "unsigned": unsigned}  # what a compiler would not make of the functions by itself
 
 
 def build(module: ModuleType, compile_one: Callable[[Any], Any], given: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -110,6 +110,12 @@ def either(_, condition, a, b):
 
 
 @intrinsic
+def unsigned(_, i):
+    """stream.unsigned: the same 64 bits, with which numba does not look whether they count from an array's end."""
+    return types.uint64(types.int64), lambda context, builder, signature, arguments: arguments[0]
+
+
+@intrinsic
 def fma(_, a, b, c):
     """a b + c of vectors."""
 

@@ -25,7 +25,6 @@ from typing import Any
 from dqcodec.codec.dct.contexts import CAP, LAST_BIN
 from dqcodec.codec.dct.edges import NEAR
 from dqcodec.codec.dct.tables import (
-    BIAS,
     ESCAPE,
     NEXT,
     PAIRS,
@@ -41,7 +40,6 @@ from dqcodec.codec.dct.tables import (
 NONE = -1  # activity of a cell that was not decoded
 NO_DC = -(2**31)  # DC of a cell that was not decoded
 MAX_DC = 1 << 20  # of a DC integer's absolute value
-INDEX = 0xFFFFFFFF  # mask of indices, all of which are within it: so the compiler knows that none is negative
 RIM = 45  # sqrt(2) in 32nds, about: at a block's rim a coefficient of the first row or column counts so much against DC
 
 
@@ -50,19 +48,24 @@ def either(condition: bool, a: int, b: int) -> int:
     return a if condition else b
 
 
+def unsigned(i: int) -> int:
+    """An index, of which the compiler is told that it is not negative."""
+    return i & 0xFFFFFFFF
+
+
 def refill(x: int, words: Any, p: int, end: int) -> tuple[int, int]:
     """Take in a word if x needs one and one is left: (x, p)."""
     need = x < (65536 if p < end else 0)
-    return either(need, x << 16 | int(words[p & INDEX]), x), (p + 1 if need else p)
+    return either(need, x << 16 | int(words[unsigned(p)]), x), (p + 1 if need else p)
 
 
 def symbol(first: int, alias: Any, x: int, words: Any, p: int, end: int) -> tuple[int, int, int]:
     """Decode one symbol, of the distribution whose entries of `alias` begin at `first`: (symbol, x, p)."""
     rest, bucket = x & 127, (x >> 7) & 31
-    entry = int(alias[(first + bucket) & INDEX])
+    entry = int(alias[unsigned(first + bucket)])
     own = rest < entry & 255
-    frequency = either(own, entry >> 48, (entry >> 16) & 0xFFFF)
-    place = either(own, rest, rest + ((entry >> 32) & 0xFFFF) - BIAS)
+    frequency = either(own, (entry >> 32) & 0x1FFF, (entry >> 16) & 0xFFFF)
+    place = either(own, rest, rest + (entry >> 48))
     s = either(own, bucket, (entry >> 8) & 255)
     x, p = refill(frequency * (x >> 12) + place, words, p, end)
     return s, x, p
@@ -151,33 +154,34 @@ def coefficient(
     table = coding.table
     s, x, p = symbol((pair >> (state & SHIFT)) & 0xFFFF, coding.alias, x, words, p, end)
     if s < ESCAPE:
-        word = int(table[(NEXT + (state & STATE) + s) & INDEX])
-        scratch[at] = table[(POINTS + (state & STATE) + s) & INDEX]
+        word = int(table[unsigned(NEXT + (state & STATE) + s)])
+        scratch[unsigned(at)] = table[unsigned(POINTS + (state & STATE) + s)]
         return word >> 8, word, x, p
     level, x, p = escape(s - ESCAPE, x, words, p, end)
     s = abs(level)
     value = 64 * ((s << coding.dependent) - (state >> 4 & 1)) + coding.far
-    scratch[at] = value if level > 0 else -value
-    return min(int(s), CAP), int(table[(NEXT + (state & STATE) + (s & 1)) & INDEX]), x, p
+    scratch[unsigned(at)] = value if level > 0 else -value
+    return min(int(s), CAP), int(table[unsigned(NEXT + (state & STATE) + (s & 1))]), x, p
 
 
 def entry_of(k: int, place: int, first: int, table: Any) -> int:
     """The entry of PAIRS for scan index k, counted over all sizes, and a place in SUM_BIN, of pairs from `first` on."""
-    return int(table[(PAIRS + first + int(table[(ROWS + k) & INDEX]) + int(table[(SUM_BIN + place) & INDEX])) & INDEX])
+    row, column = int(table[unsigned(ROWS + k)]), int(table[unsigned(SUM_BIN + place)])
+    return int(table[unsigned(PAIRS + first + row + column)])
 
 
 def look_up(k: int, first: int, near: Any, table: Any) -> tuple[int, int]:
     """(place, entry of PAIRS) of scan index k, counted over all sizes, once those that it depends on are decoded: the
     neighbour sum 2 (|c(u, v + 1)| + |c(u + 1, v)|) + |c(u, v + 2)| + |c(u + 1, v + 1)| + |c(u + 2, v)|, at most 105."""
-    place = int(table[(PLACES + k) & INDEX])
-    total = int(near[(place + 1) & INDEX]) + int(near[(place + 16) & INDEX]) + int(near[(place + (NEAR + 32)) & INDEX])
+    place = int(table[unsigned(PLACES + k)])
+    total = int(near[unsigned(place + 1)]) + int(near[unsigned(place + 16)]) + int(near[unsigned(place + (NEAR + 32))])
     return place, entry_of(k, total, first, table)
 
 
 def remember(magnitude: int, place: int, near: Any) -> None:
     """Note a coefficient's magnitude for those that depend on it."""
-    near[place & INDEX] = 2 * magnitude + int(near[(place + (NEAR + 1)) & INDEX])
-    near[(place + NEAR) & INDEX] = magnitude
+    near[unsigned(place)] = 2 * magnitude + int(near[unsigned(place + (NEAR + 1))])
+    near[unsigned(place + NEAR)] = magnitude
 
 
 def block(
@@ -195,17 +199,16 @@ def block(
     state = 0
     if last:  # the first one coded has a bin of its own
         k = start + last
-        place = int(table[(PLACES + k) & INDEX])
+        place = int(table[unsigned(PLACES + k)])
         pair = entry_of(k, LAST_BIN, first, table)
-        magnitude, state, x, p = coefficient(pair, (origin + place) & INDEX, 0, scratch, coding, x, words, p, end)
+        magnitude, state, x, p = coefficient(pair, origin + place, 0, scratch, coding, x, words, p, end)
         remember(magnitude, place, near)
         k -= 1
         place, pair = look_up(k, first, near, table)
         while k > start:
             k -= 1
             after = look_up(k, first, near, table)  # does not depend on the one that is decoded now
-            at = (origin + place) & INDEX
-            magnitude, state, x, p = coefficient(pair, at, state, scratch, coding, x, words, p, end)
+            magnitude, state, x, p = coefficient(pair, origin + place, state, scratch, coding, x, words, p, end)
             remember(magnitude, place, near)
             place, pair = after
         for i in range(count << 6):
@@ -213,10 +216,10 @@ def block(
     top, side, bottom, right = rims(origin, count << 2, scratch)
     expected, place = predict(border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side)
     pair = entry_of(start, place, first, table)
-    _, _, x, p = coefficient(pair, origin & INDEX, state, scratch, coding, x, words, p, end)
-    dc = expected + ((int(scratch[origin]) + 32) >> 6)  # without the offset
+    _, _, x, p = coefficient(pair, origin, state, scratch, coding, x, words, p, end)
+    dc = expected + ((int(scratch[unsigned(origin)]) + 32) >> 6)  # without the offset
     dc = min(max(dc, -MAX_DC), MAX_DC)
-    scratch[origin] = dc * 64
+    scratch[unsigned(origin)] = dc * 64
     settle(dc, bottom, right, a, b, count, edges)
     return x, p
 
@@ -224,10 +227,9 @@ def block(
 def neighbours(above: Any, left: Any, a: int, b: int) -> int:
     """Context from the activities above and at the left: their sum up to 16, one counted twice where the other is
     missing, 17 where both are."""
-    up, side = int(above[a]), int(left[b])
-    if up < 0 and side < 0:
-        return 17
-    return min(16, (side if up < 0 else up) + (up if side < 0 else side))
+    up, side = int(above[unsigned(a)]), int(left[unsigned(b)])
+    known = either(up < 0, side, up) + either(side < 0, up, side)
+    return either(known < 0, 17, min(16, known))
 
 
 def activity(last: int, size: int) -> int:
@@ -249,10 +251,10 @@ def coded_block(
     """
     table, alias = coding.table, coding.alias
     low_bits = 0 if size == 4 else (2 if size == 8 else 4)
-    last, x, p = symbol(int(table[(SIDES + high) & INDEX]), alias, x, words, p, end)
+    last, x, p = symbol(int(table[unsigned(SIDES + high)]), alias, x, words, p, end)
     last &= 15
     if low_bits:
-        low, x, p = symbol(int(table[(SIDES + int(order.low[kind]) + last) & INDEX]), alias, x, words, p, end)
+        low, x, p = symbol(int(table[unsigned(SIDES + int(order.low[kind]) + last)]), alias, x, words, p, end)
         last = last << low_bits | low & (1 << low_bits) - 1
     start = 0 if size == 4 else (16 if size == 8 else 80)
     origin = first + (plane << 8) + (row << 6) + (column << 2)
@@ -358,6 +360,6 @@ def next_unit(
 
 
 FUNCTIONS = (
-    either, refill, symbol, raw, escape, border, rims, predict, settle, coefficient, entry_of, look_up, remember, block,
-    neighbours, activity, coded_block, unit, begin, forget, next_unit,
+    either, unsigned, refill, symbol, raw, escape, border, rims, predict, settle, coefficient, entry_of, look_up,
+    remember, block, neighbours, activity, coded_block, unit, begin, forget, next_unit,
 )  # fmt: skip

@@ -40,7 +40,6 @@ MAGNITUDES = np.array([*range(LARGEST + 1), 0, *range(1, LARGEST + 1)], np.int32
 # far to shift an entry of a pair, and those of STATE are its place in a table of 64 entries a state.
 STATE, SHIFT = 192, 63
 TRANSITIONS = ((0, 2), (2, 0), (1, 3), (3, 1))  # by state and parity of the magnitude
-BIAS = 128  # added to offsets in words of `alias`
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,8 @@ def alias(frequency: Array) -> Array:
     cut, other, offset = alias_parts(frequency)
     words = np.zeros(BUCKETS, np.int64)
     for i in range(BUCKETS):
-        theirs = other[i] << 8 | int(frequency[other[i]]) << 16 | offset[i] + BIAS << 32
-        words[i] = cut[i] | theirs | int(frequency[i]) << 48
+        theirs = other[i] << 8 | int(frequency[other[i]]) << 16 | offset[i] << 48
+        words[i] = cut[i] | theirs | int(frequency[i]) << 32
     return words
 
 
