@@ -267,6 +267,24 @@ def test_matrices():
         assert np.allclose(back, u, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", UNITS)
+def test_the_inverse_transform_at_every_last(size):
+    """The compiled one looks only at rows and columns that `last` says may be other than 0."""
+    rng, basis = np.random.default_rng(size), matrix(size)
+    for last in range(size * size):
+        c, work = np.zeros((size, size), np.float32), rng.random(768).astype(np.float32)
+        u, v = scan(size)[: last + 1].T
+        c[u, v] = rng.normal(0, 50, last + 1)
+        at = 256 + 16 * (16 - size) + 16 - size  # the last block of the second plane
+        before = work.copy()
+        block = np.lib.stride_tricks.as_strided(work[at:], (size, size), (64, 4))
+        block[:] = c
+        inverse.block(size, last, work, at)
+        assert np.allclose(block, basis.T @ c @ basis, atol=1e-3)
+        block[:] = np.lib.stride_tricks.as_strided(before[at:], (size, size), (64, 4))
+        assert np.array_equal(work, before)  # nothing beside it
+
+
 def test_wrong_tables():
     good = tables.default(tables.DEFAULT, 16, OFFSETS[True], True)
 
