@@ -99,6 +99,8 @@ def one(data: bytes) -> bool:
     )  # fmt: skip
     if (bad < 0) != whole:
         raise AssertionError("the decoders disagree")
+    if b.edges.near.any():
+        raise AssertionError("a block leaves something behind")
     return bool(whole)
 
 

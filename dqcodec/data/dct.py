@@ -86,9 +86,9 @@ def _decode(
     step = put(STEPS[scale][:, None] / np.float32(64) * np.array([1, CHROMA_STEP, CHROMA_STEP], np.float32)[:channels])
     rotation = None if colour is None else put(form.rotations[colour])
     state = zeros(n, 2, dtype=torch.int64)
-    given = data, data.view(np.uint16), share(put(spans)), share(units.view(n, -1))
+    given = data, data.view("<u2"), share(put(spans)), share(units.view(n, -1))
     static = [_arrays(values, lambda array: share(put(array))) for values in (form.order, form.tables.coding)]
-    edges = _arrays(form.edges(), lambda array: share(put(array).new_zeros(n, len(array))))
+    edges = _arrays(form.edges(), lambda array: share(zeros(n, len(array), dtype=torch.from_numpy(array).dtype)))
     lasts = share(zeros(n, 18))
     size = columns * channels * 256
     band = max(1, BAND // (4 * n * size))

@@ -69,12 +69,6 @@ def encoded(shape, count, kept, scale=(0, 50, 90)):
     return [payload for payload, _ in coded], np.array([colour for _, colour in coded])
 
 
-def test_payloads_end_at_even_places():
-    data, spans = coder.join([b"abc", b"de", b"", b"f"])
-    assert data.tobytes() == b"\0abcde\0f\0\0"
-    assert spans.tolist() == [[1, 4], [4, 6], [6, 6], [7, 8]]
-
-
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("unit", UNITS)
 def test_coefficients_are_the_references(unit, channels):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqcodec.codec.dct
-from dqcodec.codec.dct import coder, inverse, reference, stream, tables, train
+from dqcodec.codec.dct import coder, filter_compiled, inverse, reference, stream, tables, train
 from dqcodec.codec.dct.coder import Format
 from dqcodec.codec.dct.contexts import CAP, CLASSES, UNITS, contexts, position_class, scan
 from dqcodec.codec.dct.edges import edges
@@ -124,7 +124,14 @@ def compiled_parse(shape: Format, payload: bytes, kept: np.ndarray):
         )  # fmt: skip
         units.append(scratch.reshape(shape.channels, 16, 16))
         patterns.append(pattern)
+        assert not edges.near.any()  # left as the next block needs it, whatever the payload was
     return np.array(units), np.array(patterns), x == 1 and p == end
+
+
+def test_payloads_end_at_even_places():
+    data, spans = coder.join([b"abc", b"de", b"", b"f"])
+    assert data.tobytes() == b"\0abcde\0f\0\0"
+    assert spans.tolist() == [[1, 4], [4, 6], [6, 6], [7, 8]]
 
 
 @pytest.mark.parametrize("size", UNITS)
@@ -140,9 +147,9 @@ def test_neighbour_sums(size, seed):
     table = np.zeros(PAIRS + CAP * 7 + 1, np.int32)
     table[PLACES : PLACES + 336], table[PAIRS:] = order.place, np.arange(CAP * 7 + 1)
     table[SUM_BIN : SUM_BIN + CAP * 7 + 1] = np.arange(CAP * 7 + 1)
-    start = {4: 0, 8: 16, 16: 80}[size]
+    start, places = {4: 0, 8: 16, 16: 80}[size], scan(size).tolist()
     for k in range(size * size - 1, 0, -1):
-        u, v = scan(size)[k]
+        u, v = places[k]
         if before is not None and k == size * size - 2:
             stream.remember(*before, near)
             before = None
@@ -196,6 +203,31 @@ def test_a_damaged_sample_is_named_and_the_others_stay():
     with pytest.raises(FormatError) as caught:
         coder.decode(shape, [payload, broken, payload], np.ones((3, 4), bool), np.full(3, 80), np.full(3, colour))
     assert caught.value.sample == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.binary(min_size=1, max_size=300)), min_size=1, max_size=6), st.integers(0, 9))
+def test_damaged_samples_change_no_other_of_a_batch(batch, cut):
+    """None is a whole payload; those of a batch lie one after the other, of odd and even lengths."""
+    shape = form(20, 24, 3, 8)
+    units = shape.rows * shape.columns
+    good, _ = Encoder(shape, "default").encode(picture(20, 24, 3, cut), np.ones(units, np.uint8), 80 + cut)
+    payloads = [good if payload is None else payload for payload in batch]
+    bench = filter_compiled.bench(shape.filter_tables, shape.rows, shape.columns, 3, 8)
+
+    def decoded(some):
+        out = np.zeros((len(some), 3, 20, 24), np.uint8)
+        n = len(some)
+        bad = coder.decode_compiled(
+            shape, some, np.ones((n, units), np.uint8), STEPS[np.full(n, 80 + cut)], shape.rotations[np.zeros(n, int)],
+            bench, out,
+        )  # fmt: skip
+        return out, bad
+
+    alone = [decoded([payload]) for payload in payloads]
+    together, bad = decoded(payloads)
+    assert bad == next((k for k, (_, each) in enumerate(alone) if each >= 0), -1)
+    np.testing.assert_array_equal(together, np.concatenate([out for out, _ in alone]))
 
 
 def test_without_numba_the_reference_decodes(monkeypatch):

@@ -130,7 +130,7 @@ def decode_compiled(
 
     data, spans = join(payloads)
     bad: int = inverse.decode(
-        data, data.view(np.uint16), spans, kept, steps / np.float32(64), CHROMA_STEP,
+        data, data.view("<u2"), spans, kept, steps / np.float32(64), CHROMA_STEP,
         rotation.reshape(len(payloads), 9), form.height, form.width, form.channels, form.edges(), form.order,
         form.tables.coding, np.zeros(256 * form.channels, np.int32), bench, out.reshape(-1),
     )  # fmt: skip

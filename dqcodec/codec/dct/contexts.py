@@ -34,8 +34,8 @@ SUM_BIN: Array = np.append(np.searchsorted(SUM_LIMITS, np.arange(7 * CAP + 1)), 
 def scan(size: int) -> Array:
     """int64 (size^2, 2): row and column frequency (u, v) by scan index.
 
-    Anti-diagonals from DC on, each by ascending u: so the neighbours that a sum needs are decoded earlier than just
-    before it (but for one place in a block), and its context can be looked up while another coefficient is decoded.
+    Anti-diagonals from DC on, each by ascending u: so none of the neighbours that a sum needs is the coefficient
+    decoded just before (but for one place in a block), and a context can be looked up while that is decoded.
     """
     places = [(u, v) for u in range(size) for v in range(size)]
     return np.array(sorted(places, key=lambda p: (p[0] + p[1], p[0])))

@@ -18,8 +18,9 @@ class Edges(NamedTuple):
                                            times 16 / block side; NO_DC where nothing was decoded
     activity_above, activity_left  int32   see stream.activity; NONE where nothing was decoded
     flags                          int32 (columns + 1,)   whether a unit is one luma block: above, and at the left
-    near                           uint8 (2 * NEAR,)      of the block's coefficients, in rows of 16, 0 where none is
-                                           decoded: 2 |c(u, v)| + |c(u, v + 1)|, and from NEAR on |c(u, v)|
+    near                           uint8 (2 * NEAR,)   of the block that is decoded, in rows of 16: 2 a(u, v) +
+                                           a(u, v + 1), and from NEAR on a(u, v), the magnitude (at most CAP) of what
+                                           is decoded, else 0; all 0 before and after a block
     width, columns                 cells and units in a row
     """
 
@@ -34,7 +35,7 @@ class Edges(NamedTuple):
 
 
 def edges(columns: int, unit: int, planes: int) -> Edges:
-    """Edges for rows of so many units; `stream.forget` makes them new."""
+    """Edges for rows of so many units; `stream.forget` makes them new, but for `near`, which blocks leave as it was."""
     width = columns * (unit >> 2)
     above, left = planes * width, planes * 4
     return Edges(

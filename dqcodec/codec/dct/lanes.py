@@ -260,8 +260,8 @@ def inverse(size: int, rows: int) -> Any:
     """The compiled inverse cosine transform of blocks of `size`, P = D^T C D, in place: inverse(array, index, columns).
 
     The block is at `index` of a float32 array, in rows of 16; only its first `rows` rows and `columns` columns may be
-    other than 0. All of it stays in registers: first the rows, a column of coefficients after the other, then the
-    columns, from the even and the odd frequencies of which two opposite rows of pixels come at once.
+    other than 0. It stays in registers (those of 512 bits): first the rows, a column of coefficients after the other,
+    then the columns, from the even and the odd frequencies of which two opposite rows of pixels come at once.
     """
     basis = matrix(size).astype(float)
 
@@ -274,8 +274,6 @@ def inverse(size: int, rows: int) -> Any:
             lines = ir.Constant(ir.ArrayType(vector, size), [ir.Constant(vector, row.tolist()) for row in basis])
             lines = cgutils.global_constant(builder, f"basis{size}", lines)
             sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows)]
-            for total in sums:
-                builder.store(zero, total)
             with cgutils.for_range(builder, arguments[2]) as loop:
                 line = builder.load(cgutils.gep_inbounds(builder, lines, 0, loop.index))
                 for u, total in enumerate(sums):

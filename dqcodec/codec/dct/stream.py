@@ -1,7 +1,8 @@
 """The entropy decoder, one sample at a time: plain functions of integers and flat sequences.
 
-This is the reference, and the only text of it: `engine.py` compiles these very functions for the CPU and the GPU. So
-they use nothing but integers and indexing, and every function stands before the one that calls it.
+This is the reference, and the only text of it: `engine.py` compiles these very functions for the CPU and the GPU (of
+`either` and `unsigned` it has its own for the CPU). So they use nothing but integers and indexing, and every function
+stands before the one that calls it.
 
 A sample's payload is one rANS stream. State x is 32 bits, words are 16 bits, probabilities 12 bits:
 
@@ -14,8 +15,9 @@ is read or written outside the given buffers and every loop has a fixed end: a w
 `last` is below the size of the block, a coefficient counts at most CAP in the sums, so all have a bin, and all that is
 looked up in the tables was checked when the file was opened.
 
-What decoding takes is the chain from one symbol of a stream to the next, and how many operations of a processor wait
-for it: so a context is looked up while the symbol before it is decoded, and what follows a symbol stands in a table.
+What decoding takes is the chain from one symbol of a stream to the next, and more so how many operations a processor
+keeps waiting for it: so a context is looked up while the symbol before it is decoded, and what follows a symbol stands
+in a table.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ def symbol(first: int, alias: Any, x: int, words: Any, p: int, end: int) -> tupl
     rest, bucket = x & 127, (x >> 7) & 31
     entry = int(alias[unsigned(first + bucket)])
     own = rest < entry & 255
+    # Other masks, as a compiler would make of equal ones a choice between the distances, and the shift wait for that.
     frequency = either(own, (entry >> 32) & 0x1FFF, (entry >> 16) & 0xFFFF)
     place = either(own, rest, rest + (entry >> 48))
     s = either(own, bucket, (entry >> 8) & 255)
@@ -158,21 +161,22 @@ def coefficient(
         scratch[unsigned(at)] = table[unsigned(POINTS + (state & STATE) + s)]
         return word >> 8, word, x, p
     level, x, p = escape(s - ESCAPE, x, words, p, end)
-    s = abs(level)
-    value = 64 * ((s << coding.dependent) - (state >> 4 & 1)) + coding.far
+    magnitude = abs(level)
+    value = 64 * ((magnitude << coding.dependent) - (state >> 4 & 1)) + coding.far
     scratch[unsigned(at)] = value if level > 0 else -value
-    return min(int(s), CAP), int(table[unsigned(NEXT + (state & STATE) + (s & 1))]), x, p
+    return min(magnitude, CAP), int(table[unsigned(NEXT + (state & STATE) + (magnitude & 1))]), x, p
 
 
-def entry_of(k: int, place: int, first: int, table: Any) -> int:
+def entry_of(k: int, sum_place: int, first: int, table: Any) -> int:
     """The entry of PAIRS for scan index k, counted over all sizes, and a place in SUM_BIN, of pairs from `first` on."""
-    row, column = int(table[unsigned(ROWS + k)]), int(table[unsigned(SUM_BIN + place)])
+    row, column = int(table[unsigned(ROWS + k)]), int(table[unsigned(SUM_BIN + sum_place)])
     return int(table[unsigned(PAIRS + first + row + column)])
 
 
 def look_up(k: int, first: int, near: Any, table: Any) -> tuple[int, int]:
     """(place, entry of PAIRS) of scan index k, counted over all sizes, once those that it depends on are decoded: the
-    neighbour sum 2 (|c(u, v + 1)| + |c(u + 1, v)|) + |c(u, v + 2)| + |c(u + 1, v + 1)| + |c(u + 2, v)|, at most 105."""
+    neighbour sum 2 (a(u, v + 1) + a(u + 1, v)) + a(u, v + 2) + a(u + 1, v + 1) + a(u + 2, v), at most 105, a being
+    magnitudes of at most CAP."""
     place = int(table[unsigned(PLACES + k)])
     total = int(near[unsigned(place + 1)]) + int(near[unsigned(place + 16)]) + int(near[unsigned(place + (NEAR + 32))])
     return place, entry_of(k, total, first, table)
@@ -207,15 +211,15 @@ def block(
         place, pair = look_up(k, first, near, table)
         while k > start:
             k -= 1
-            after = look_up(k, first, near, table)  # does not depend on the one that is decoded now
+            after = look_up(k, first, near, table)  # does not depend on the one that is decoded now; of DC not used
             magnitude, state, x, p = coefficient(pair, origin + place, state, scratch, coding, x, words, p, end)
             remember(magnitude, place, near)
             place, pair = after
         for i in range(count << 6):
             near[i] = near[i + NEAR] = 0
     top, side, bottom, right = rims(origin, count << 2, scratch)
-    expected, place = predict(border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side)
-    pair = entry_of(start, place, first, table)
+    expected, sum_place = predict(border(edges.dc_above, a, count), border(edges.dc_left, b, count), top, side)
+    pair = entry_of(start, sum_place, first, table)
     _, _, x, p = coefficient(pair, origin, state, scratch, coding, x, words, p, end)
     dc = expected + ((int(scratch[unsigned(origin)]) + 32) >> 6)  # without the offset
     dc = min(max(dc, -MAX_DC), MAX_DC)

@@ -94,7 +94,7 @@ class Tables:
         count = 2 * order.pairs
         table = np.zeros(PAIRS + MAX_PAIRS, np.int32)
         dependent = int(self.dependent)
-        values, states = steps(self.offset, dependent)
+        values, states = by_state(self.offset, dependent)
         parts = {
             PLACES: order.place, ROWS: order.row, SUM_BIN: order.sum_bin, POINTS: values, NEXT: states,
             SIDES: BUCKETS * (self.context[count:].astype(np.int32) + len(self.coefficient)),
@@ -113,7 +113,7 @@ class Coding(NamedTuple):
 
     table      int32 (PAIRS + MAX_PAIRS,), at these places:
                PLACES, ROWS, SUM_BIN   place, row and sum_bin of contexts.Contexts
-               POINTS, NEXT (4 * 64,)  see `steps`
+               POINTS, NEXT (4 * 64,)  see `by_state`
                SIDES                   where the distribution of each side context begins in `alias`
                PAIRS                   the same of a pair of contexts, for the second quantiser from bit SECOND on
     alias      int64 (32 x MAX_TABLES,), see `alias`
@@ -127,7 +127,7 @@ class Coding(NamedTuple):
     far: int
 
 
-def steps(offset: Array, dependent: int) -> tuple[Array, Array]:
+def by_state(offset: Array, dependent: int) -> tuple[Array, Array]:
     """By state and symbol, 64 a state: reconstruction points in 64ths of a step, int32 (256,), and what follows,
     magnitude * 256 + next state, int32 (256,).
 
@@ -141,7 +141,7 @@ def steps(offset: Array, dependent: int) -> tuple[Array, Array]:
             point = 64 * r + int(offset[min(r, 3) - 1])
             values[state, s] = (-point if s > LARGEST else point) if m else 0
             after = TRANSITIONS[state][m % 2] if dependent else 0
-            states[state, s] = m << 8 | after << 6 | after // 2 << 4
+            states[state, s] = m << 8 | after << 6 | after // 2 * SECOND
     return values.ravel(), states.ravel()
 
 
@@ -190,12 +190,8 @@ def alias_parts(frequency: Array) -> tuple[list[int], list[int], list[int]]:
 
 
 def alias(frequency: Array) -> Array:
-    """int64 (32,), a word a bucket: cut in bits 0..7, the other symbol from 8 on, its frequency from 16, its offset +
-    BIAS from 32 on, the frequency of the bucket's own symbol from 48.
-
-    That one's is found by a shift alone, the other's by a shift and a mask: were they found in the same way, compilers
-    would choose between the distances, and the shift had to wait for that.
-    """
+    """int64 (32,), a word a bucket: cut in bits 0..7, the other symbol from 8 on, its frequency from 16, the frequency
+    of the bucket's own symbol from 32, and from 48 the offset, which is signed."""
     cut, other, offset = alias_parts(frequency)
     words = np.zeros(BUCKETS, np.int64)
     for i in range(BUCKETS):
