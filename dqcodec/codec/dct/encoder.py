@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dqcodec.codec.dct import stream
-from dqcodec.codec.dct.engine import jit
+from dqcodec.codec.dct.engine import DECODER, jit
 from dqcodec.codec.dct.search import (
     CLASS,
     DOUBLE_BIN,
@@ -32,7 +32,6 @@ from dqcodec.codec.dct.search import (
     U63,
     compiled,
     compiled_fast,
-    decoder,
     magnitude_bits,
     neighbour_bin,
     quantise_dependent,
@@ -42,7 +41,7 @@ from dqcodec.codec.dct.tables import NEXT, STATE
 from dqcodec.codec.dct.transform import matrix, scan_places
 
 border, settle, neighbours, activity, forget = (
-    decoder[name] for name in ("border", "settle", "neighbours", "activity", "forget")
+    DECODER[name] for name in ("border", "settle", "neighbours", "activity", "forget")
 )
 
 # By effort (tables.EFFORTS): a choice whose estimated cost is more than this share above the other's is not searched.

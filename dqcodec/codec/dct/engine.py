@@ -14,6 +14,7 @@ from typing import Any
 
 import numba
 
+from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.lanes import either, unsigned
 
 _config: Any = numba.config
@@ -41,9 +42,6 @@ def jit(**options: Any) -> Callable[[Any], Any]:
 inline = jit(_nrt=False, forceinline=True)
 
 
-FOR_CPU = {"either": either, "unsigned": unsigned}  # what a compiler would not make of the functions by itself
-
-
 def build(module: ModuleType, compile_one: Callable[[Any], Any], given: dict[str, Any] | None = None) -> dict[str, Any]:
     """Every function of module.FUNCTIONS compiled, callees before callers, by name.
 
@@ -57,3 +55,7 @@ def build(module: ModuleType, compile_one: Callable[[Any], Any], given: dict[str
         copy = FunctionType(function.__code__, {**vars(module), **names}, function.__name__, function.__defaults__)
         names[function.__name__] = compile_one(copy)
     return names
+
+
+# The decoder for the CPU, with what a compiler would not make of two of its functions by itself.
+DECODER = build(stream, inline, {"either": either, "unsigned": unsigned})

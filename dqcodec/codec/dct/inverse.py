@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.contexts import UNITS, scan
-from dqcodec.codec.dct.engine import FOR_CPU, build, inline, jit
+from dqcodec.codec.dct.engine import DECODER, inline, jit
 from dqcodec.codec.dct.filter_compiled import bring, hold, mark, set_limits
 from dqcodec.codec.dct.lanes import fma, inverse, load, splat, store_bytes
 
 Array = Any
-_COMPILED = build(stream, inline, FOR_CPU)
-begin, forget, next_unit = _COMPILED["begin"], _COMPILED["forget"], _COMPILED["next_unit"]
+begin, forget, next_unit = (DECODER[name] for name in ("begin", "forget", "next_unit"))
 
 
 def _live() -> Array:

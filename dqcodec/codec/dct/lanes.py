@@ -270,24 +270,27 @@ def inverse(size: int, rows: int) -> Any:
         def generate(context, builder, signature, arguments):
             vector = ir.VectorType(ir.FloatType(), size)
             zero = ir.Constant(vector, [0.0] * size)
-            first = builder.gep(context.make_array(array)(context, builder, arguments[0]).data, [arguments[1]])
             lines = ir.Constant(ir.ArrayType(vector, size), [ir.Constant(vector, row.tolist()) for row in basis])
             lines = cgutils.global_constant(builder, f"basis{size}", lines)
+
+            first = _pointer(context, builder, array, *arguments[:2], ir.FloatType())
             sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows)]
             with cgutils.for_range(builder, arguments[2]) as loop:
                 line = builder.load(cgutils.gep_inbounds(builder, lines, 0, loop.index))
                 for u, total in enumerate(sums):
                     coefficient = builder.load(builder.gep(first, [builder.add(loop.index, INT64(16 * u))]))
                     builder.store(_fma(builder, _splat(builder, coefficient, size), line, builder.load(total)), total)
-            half = [zero, zero]
+            transformed = [builder.load(total) for total in sums]
+
+            def half(y, first):
+                total = zero
+                for u in range(first, rows, 2):
+                    total = _fma(builder, ir.Constant(vector, [basis[u, y]] * size), transformed[u], total)
+                return total
+
             for y in range(size // 2):
-                for odd in (0, 1):
-                    half[odd] = zero
-                    for u in range(odd, rows, 2):
-                        half[odd] = _fma(
-                            builder, ir.Constant(vector, [basis[u, y]] * size), builder.load(sums[u]), half[odd]
-                        )
-                for row, pixels in ((y, builder.fadd(*half)), (size - 1 - y, builder.fsub(*half))):
+                even, odd = half(y, 0), half(y, 1)
+                for row, pixels in ((y, builder.fadd(even, odd)), (size - 1 - y, builder.fsub(even, odd))):
                     place = builder.bitcast(builder.gep(first, [INT64(16 * row)]), vector.as_pointer())
                     builder.store(pixels, place, align=4)
             return context.get_dummy_value()

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.codec.dct import stream
 from dqcodec.codec.dct.contexts import BINS, LOW_BITS, SUM_BIN, UNITS, Contexts, position_class, scan
-from dqcodec.codec.dct.engine import FOR_CPU, build, inline, jit
+from dqcodec.codec.dct.engine import DECODER, jit
 
 Array = npt.NDArray[Any]
 
@@ -27,8 +26,7 @@ Array = npt.NDArray[Any]
 compiled = jit(_nrt=False)
 compiled_fast = jit(_nrt=False, fastmath=True)
 
-decoder = build(stream, inline, FOR_CPU)  # its functions
-predict = decoder["predict"]
+predict = DECODER["predict"]
 
 FAR = np.float32(1e30)
 HALF = np.float32(0.5)
