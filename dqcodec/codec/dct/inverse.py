@@ -20,11 +20,13 @@ begin, forget, next_unit = (DECODER[name] for name in ("begin", "forget", "next_
 
 
 def _live() -> Array:
-    """int32 (512,): rows and, times 32, columns of a block that may be other than 0, by size and `last`."""
+    """int32 (512,): rows and, times 32, columns of a block that may be other than 0, by size and `last`; rows as a
+    variant of the transform takes them, 4, 8 or 16."""
     out = []
     for size in UNITS:
         u, v = np.maximum.accumulate(scan(size)).T + 1
-        out.append(u | v << 5)
+        rows = np.where(u > 8, 16, np.where(u > 4, 8, 4))
+        out.append(rows | v << 5)
     return np.resize(np.concatenate(out), 512).astype(np.int32)
 
 
@@ -45,19 +47,25 @@ def take(coefficients, at, count, scale, work, to):
 
 
 @inline
+def live(size, last):
+    """(rows, columns) of a block that may be other than 0, if its coefficients after scan index `last` are."""
+    both = LIVE[((0 if size == 4 else (16 if size == 8 else 80)) + last) & 511]
+    return both & 31, both >> 5
+
+
+@inline
 def block(size, last, work, to):
     """The inverse transform of a block whose coefficients after scan index `last` are 0."""
-    live = LIVE[((0 if size == 4 else (16 if size == 8 else 80)) + last) & 511]
-    rows, columns = live & 31, live >> 5
+    rows, columns = live(size, last)
     if size == 16:
-        if rows <= 4:
+        if rows == 4:
             inverse16_4(work, to, columns)
-        elif rows <= 8:
+        elif rows == 8:
             inverse16_8(work, to, columns)
         else:
             inverse16_16(work, to, columns)
     elif size == 8:
-        if rows <= 4:
+        if rows == 4:
             inverse8_4(work, to, columns)
         else:
             inverse8_8(work, to, columns)
@@ -175,7 +183,10 @@ def decode(
                     continue
                 for k in range(planes):
                     scale = steps[i] if k == 0 else steps[i] * chroma
-                    take(scratch, k << 8, unit << 4, scale, work, k << 8)
+                    tall = unit
+                    if k > 0 or pattern < 0:  # one block; below its `tall` rows nothing is read
+                        tall, _ = live(unit, lasts[15 + k if k else 0])
+                    take(scratch, k << 8, tall << 4, scale, work, k << 8)
                 blocks(unit, planes, pattern, lasts, work)
                 if filters:
                     hold(unit, planes, pattern, lasts, r, c, rows, columns, work, bench)

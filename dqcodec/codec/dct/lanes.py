@@ -248,7 +248,13 @@ def store_bytes(_, array, index, lanes):
     """Write a vector, cut to 0..255 and rounded down, to a uint8 array from `index` on."""
 
     def generate(context, builder, signature, arguments):
-        whole = builder.fptosi(_cut(builder, arguments[2], 0.0, 255.0), ir.VectorType(INT32, lanes.count))
+        values, kind = arguments[2], ir.VectorType(INT32, lanes.count)
+        most, zero, limit = (
+            ir.Constant(t, [n] * lanes.count) for t, n in ((values.type, 255.0), (kind, 0), (kind, 255))
+        )
+        whole = builder.fptosi(builder.select(builder.fcmp_ordered("<", most, values), most, values), kind)
+        whole = builder.select(builder.icmp_signed("<", whole, zero), zero, whole)
+        whole = builder.select(builder.icmp_signed("<", whole, limit), whole, limit)
         narrow = builder.trunc(whole, ir.VectorType(ir.IntType(8), lanes.count))
         builder.store(narrow, _pointer(context, builder, array, *arguments[:2], narrow.type), align=1)
         return context.get_dummy_value()
@@ -260,38 +266,62 @@ def inverse(size: int, rows: int) -> Any:
     """The compiled inverse cosine transform of blocks of `size`, P = D^T C D, in place: inverse(array, index, columns).
 
     The block is at `index` of a float32 array, in rows of 16; only its first `rows` rows and `columns` columns may be
-    other than 0. It stays in registers (those of 512 bits): first the rows, a column of coefficients after the other,
-    then the columns, from the even and the odd frequencies of which two opposite rows of pixels come at once.
+    other than 0. It stays in registers, as vectors of at most 8. First the rows, a column of coefficients after the
+    other; of 16 x 16 only the left half, even and odd columns apart, as by symmetry the right half is their difference,
+    mirrored (an odd number of columns counts as one more). Then the columns, see `down`.
     """
-    basis = matrix(size).astype(float)
+    basis, lanes = matrix(size).astype(float), min(size, 8)
+    apart = size // lanes  # 2: even and odd columns
 
     @intrinsic
     def transform(_, array, index, columns):
         def generate(context, builder, signature, arguments):
-            vector = ir.VectorType(ir.FloatType(), size)
-            zero = ir.Constant(vector, [0.0] * size)
-            lines = ir.Constant(ir.ArrayType(vector, size), [ir.Constant(vector, row.tolist()) for row in basis])
-            lines = cgutils.global_constant(builder, f"basis{size}", lines)
-
+            vector = ir.VectorType(ir.FloatType(), lanes)
+            zero = ir.Constant(vector, [0.0] * lanes)
+            lines = [ir.Constant(vector, row[:lanes].tolist()) for row in basis]
+            lines = cgutils.global_constant(builder, f"lines{size}", ir.Constant(ir.ArrayType(vector, size), lines))
             first = _pointer(context, builder, array, *arguments[:2], ir.FloatType())
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows)]
-            with cgutils.for_range(builder, arguments[2]) as loop:
-                line = builder.load(cgutils.gep_inbounds(builder, lines, 0, loop.index))
-                for u, total in enumerate(sums):
-                    coefficient = builder.load(builder.gep(first, [builder.add(loop.index, INT64(16 * u))]))
-                    builder.store(_fma(builder, _splat(builder, coefficient, size), line, builder.load(total)), total)
-            transformed = [builder.load(total) for total in sums]
+            count = builder.udiv(builder.add(arguments[2], INT64(apart - 1)), INT64(apart))
 
-            def half(y, first):
-                total = zero
-                for u in range(first, rows, 2):
-                    total = _fma(builder, ir.Constant(vector, [basis[u, y]] * size), transformed[u], total)
-                return total
+            def across(some):
+                """Rows of coefficients -> their sums over the columns, by row and parity."""
+                sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(apart)] for _ in some]
+                with cgutils.for_range(builder, count) as loop:
+                    for parity in range(apart):
+                        column = builder.add(builder.mul(loop.index, INT64(apart)), INT64(parity))
+                        line = builder.load(cgutils.gep_inbounds(builder, lines, 0, column))
+                        for u, row in zip(some, sums, strict=True):
+                            coefficient = builder.load(builder.gep(first, [builder.add(column, INT64(16 * u))]))
+                            total = builder.load(row[parity])
+                            total = _fma(builder, _splat(builder, coefficient, lanes), line, total)
+                            builder.store(total, row[parity])
+                return [[builder.load(total) for total in row] for row in sums]
 
-            for y in range(size // 2):
-                even, odd = half(y, 0), half(y, 1)
-                for row, pixels in ((y, builder.fadd(even, odd)), (size - 1 - y, builder.fsub(even, odd))):
-                    place = builder.bitcast(builder.gep(first, [INT64(16 * row)]), vector.as_pointer())
+            def down(part, count, stride):
+                """What the frequencies that are multiples of `stride` add to the first `count` rows of pixels. The odd
+                ones of them add the opposite to a row's mirror image, the even ones the same."""
+                weight = {(u, y): ir.Constant(vector, [basis[u, y]] * lanes) for u in range(rows) for y in range(count)}
+                if stride >= rows:
+                    return [builder.fmul(weight[0, 0], part[0])] * count
+                upper, lower = [], []
+                for y, even in enumerate(down(part, count // 2, 2 * stride)):
+                    odd = builder.fmul(weight[stride, y], part[stride])
+                    for u in range(3 * stride, rows, 2 * stride):
+                        odd = _fma(builder, weight[u, y], part[u], odd)
+                    upper.append(builder.fadd(even, odd))
+                    lower.append(builder.fsub(even, odd))
+                return upper + lower[::-1]
+
+            groups = [range(start, min(start + 8, rows)) for start in range(0, rows, 8)]  # as many as registers hold
+            sums = [row for group in groups for row in across(group)]
+            parts = [[row[0] for row in sums]]
+            if apart == 2:
+                mirror = ir.Constant(ir.VectorType(INT32, lanes), list(range(lanes))[::-1])
+                left, right = ([fold(*row) for row in sums] for fold in (builder.fadd, builder.fsub))
+                parts = [left, [builder.shuffle_vector(row, row, mirror) for row in right]]
+            for n, part in enumerate(parts):
+                for y, pixels in enumerate(down(part, size, 1)):
+                    place = builder.bitcast(builder.gep(first, [INT64(16 * y + lanes * n)]), vector.as_pointer())
                     builder.store(pixels, place, align=4)
             return context.get_dummy_value()
 
