@@ -14,8 +14,8 @@
         equally many images by each way of selecting; patches dropped by GradCAM++ and at random
     python benchmarks/accuracy.py report NAME                tables and plot of what is there
 
-At each budget, everything on disk counted: as many of the original files as fit; JPEG, WebP, JPEG XL and AVIF files of
-all or of some images at the quality that meets the budget, at full and at half the side; .dqz of all or of some images.
+At each budget, everything on disk counted: as many of the original files as fit; JPEG, WebP, JPEG XL and AVIF files and
+.dqz of all or of some images at the quality that meets the budget, at full and at half the side.
 Each network is tested on TEST as it is. A run that is in the results is not made again, and each is added as soon as it
 is finished, so the work can be stopped and continued at any time.
 """
@@ -78,6 +78,7 @@ def compared(budgets: list[int]) -> Iterator[Case]:
             if share < 1:
                 yield from (replace(plain, method=method) for method in METHODS[1:])
             yield from (replace(plain, soft=teacher) for teacher in TEACHERS)
+            yield replace(plain, half=True)
             yield replace(plain, bits="auto")
             yield replace(plain, filter=True)
             yield replace(plain, transform="pixel")

@@ -51,7 +51,7 @@ class Case:
             of uncoded pixels "selected" and "masked"
     budget  bytes for each image of the source; 0: none
     share   of the images that are taken
-    half    a format: at half the side, brought back bicubically
+    half    a format or .dqz: at half the side, brought back bicubically
     method, transform, bits, drop
             .dqz: the options of the encoder
     fill, filter
@@ -79,8 +79,8 @@ class Case:
     @property
     def family(self) -> str:
         """What is one line in the plot."""
-        kind = f".{self.kind}" if self.kind == "dqz" else f"{self.kind}, half side" if self.half else self.kind
-        kind += ", filtered" if self.filter else ""
+        kind = ("." if self.kind == "dqz" else "") + self.kind
+        kind += (", half side" if self.half else "") + (", filtered" if self.filter else "")
         return kind + (f", soft labels of {self.soft}" if self.soft else "")
 
     @property
@@ -89,7 +89,8 @@ class Case:
         if self.kind == "preset":
             return f"preset {self.preset}"
         drop = f" drop {self.drop:g}" if self.drop else ""
-        return f"dqz {self.budget} {self.share:g} {self.method} {self.transform} {self.bits}{drop}{self._soft}"
+        half = "half " if self.half else ""
+        return f"dqz {half}{self.budget} {self.share:g} {self.method} {self.transform} {self.bits}{drop}{self._soft}"
 
     @property
     def _soft(self) -> str:
@@ -293,6 +294,7 @@ def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
         else:
             options = dqcodec.EncodeOptions(
                 keep=case.share, drop=case.drop, transform=case.transform, bits=case.bits, method=case.method,
+                size=source.images.shape[1] // 2 if case.half else None,
                 target_size=case.budget * len(source.images), seed=seed,
                 soft_labels=str(soft_file(case.soft, source, seed, work)) if case.soft else None,
             )  # fmt: skip
@@ -301,6 +303,8 @@ def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
     starts = range(0, len(dataset), BATCH)
     batches = [dataset.images(range(start, min(start + BATCH, len(dataset)))) for start in starts]
     images = torch.cat(batches).permute(0, 2, 3, 1).contiguous().numpy()
+    if case.half:
+        images = np.stack([resized(image, source.images.shape[1]) for image in images])
     return TrainingSet(images, dataset.targets_of(list(range(len(dataset)))).numpy(), path.stat().st_size)
 
 
