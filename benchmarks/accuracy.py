@@ -324,7 +324,8 @@ def plot(found: list[Point], name: str) -> None:
             curve = best([point for point in some if point.case.family == family]).values()
             style: dict[str, Any] = {"color": f"C{n}", "linewidth": 1.2}
             if (case := families[family]).kind == "dqz":
-                style = {"color": COLOURS[case.soft], "linewidth": 2.2, "linestyle": "--" if case.filter else "-"}
+                line = "--" if case.filter else ":" if case.half else "-"
+                style = {"color": COLOURS[case.soft], "linewidth": 2.2, "linestyle": line}
             spread = [0.0 if math.isnan(point.spread) else 100 * point.spread for point in curve]
             x, y = [point.bytes for point in curve], [100 * point.top1 for point in curve]
             axis.errorbar(x, y, spread, marker="o", markersize=3, capsize=2, label=family, **style)

@@ -3,10 +3,10 @@
     python benchmarks/bits.py TRAIN NAME [TEST]      FOLDER/<class>/*; results/bits-NAME.json, .png
 
 Distance: a proxy is trained on the images of TRAIN (at most 15,000), and distances and coded bytes of 4,000 of them are
-measured, with no patch dropped, at the mean width and half a bit (dct) and a bit less and more. Beside each other,
-at the same mean width: equal widths, `rank`, `auto` as `--bits auto` does it, from the outer two of three widths, and
-`auto` with a reach of one bit; and what would be the least if widths had no limits and a bit divided every distance by
-the same number, geometric over arithmetic mean: how far the distances differ bounds what can be gained.
+measured, with no patch dropped, at the mean width and a bit less and more. Beside each other, at the same mean width:
+equal widths, `rank`, and `auto` as `--bits auto` does it, from the outer two of the three widths; and what would be the
+least if widths had no limits and a bit divided every distance by the same number, geometric over arithmetic mean: how
+far the distances differ bounds what can be gained.
 The picture shows the ten images with the smallest and the ten with the largest distances at 4 bits of `pixel`, as the
 paper's Figure 2 does.
 
@@ -27,7 +27,7 @@ import torch
 from common import RESULTS, read_images, save
 from PIL import Image
 
-from dqcodec.bits import REACH, allocate, allocate_bytes, rank, with_middle
+from dqcodec.bits import REACH, REACH_BY_BYTES, allocate, allocate_bytes, rank, with_middle
 from dqcodec.models import proxy
 from dqcodec.parallel import alone, default_workers, ordered_map
 from dqcodec.sources.folder import scan
@@ -71,31 +71,20 @@ def measure_all(
 
 def compare(model: proxy.Proxy, images: Array, labels: Array, transform: str, mean: float, epoch: float) -> Any:
     """Total distance and bytes by way of choosing widths, relative to equal ones; seconds relative to an epoch."""
-    reach, place = REACH[transform], np.arange(len(images))
+    widths, place = [mean - REACH, mean, mean + REACH], np.arange(len(images))
     start = time.perf_counter()
-    measure_all(model, images, labels, transform, [mean - reach, mean + reach], False)
+    measure_all(model, images, labels, transform, [widths[0], widths[2]], False)
     cost = (time.perf_counter() - start) / len(images) / epoch
-    widths = sorted({mean - 1, mean - reach, mean, mean + reach, mean + 1})
     found, sizes, _ = measure_all(model, images, labels, transform, widths, True)
-    near = [widths.index(bits) for bits in (mean - reach, mean, mean + reach)]
-    far = [widths.index(bits) for bits in (mean - 1, mean, mean + 1)]
-    middle = found[:, near[1]]
-
-    def auto(three: list[int]) -> Array:
-        """As `--bits auto` does it, from the outer widths."""
-        ends = np.minimum.accumulate(found[:, [three[0], three[2]]], 1)
-        return np.array(three)[allocate(with_middle(ends), len(place))]
-
+    middle, ends = found[:, 1], np.minimum.accumulate(found[:, [0, 2]], 1)
     ways = {
-        "equal": np.full(len(place), near[1]),
-        "rank": np.array(far)[rank(middle)],
-        "auto": auto(near),
-        "auto, one bit": auto(far),
+        "equal": np.ones(len(place), np.int64),
+        "rank": rank(middle),
+        "auto": allocate(with_middle(ends), len(place)),
     }
     return {
         "transform": transform,
         "mean bits": mean,
-        "reach": reach,
         "epochs of the proxy": round(cost, 2),
         "widths": widths,
         "mean distance by width": found.mean(0).tolist(),
@@ -121,7 +110,7 @@ def accuracies(model: proxy.Proxy, images: Array, labels: Array, classes: int, t
     """Top-1 by way and seed, at equal coded bytes."""
     place, sets = np.arange(len(images)), {"originals": (images, 0.0)}
     for transform, mean in TRAINED:
-        reach = REACH[transform]
+        reach = REACH_BY_BYTES[transform]
         widths = [mean - reach, mean, mean + reach]
         found, sizes, seen = measure_all(model, images, labels, transform, widths, True)
         distance = with_middle(np.minimum.accumulate(found[:, [0, 2]], 1))

@@ -24,9 +24,11 @@ Array = npt.NDArray[Any]
 
 MODES = ("fixed", "auto", "rank")
 PRICE_STEPS = 100  # of the bisection, over 23 decimal powers
-# Bits less and more that a sample may have with `auto`. With dct, at equal bytes, 13/16 of a bit or a whole one make
-# networks worse that are trained on them; pixel has whole bits only (benchmarks/bits.py).
-REACH = {"dct": 0.5, "pixel": 1.0}
+# Bits less and more than the mean that a sample may have. Where bytes are given it is less with dct: at equal bytes
+# 13/16 of a bit or a whole one make networks worse that are trained on them; pixel has whole bits only
+# (benchmarks/bits.py).
+REACH = 1.0
+REACH_BY_BYTES = {"dct": 0.5, "pixel": 1.0}
 RANK_SHARE = 0.25  # of the samples, one bit up, and as many one down
 
 
@@ -60,9 +62,11 @@ def parse(text: object) -> Bits:
     return found
 
 
-def reach_of(mode: str, transform: str) -> float:
-    """Bits less and more than the mean that a sample may have."""
-    return {"fixed": 0.0, "rank": 1.0, "auto": REACH[transform]}[mode]
+def reach_of(mode: str, transform: str, by_bytes: bool) -> float:
+    """Bits less and more than the mean that a sample may have; by_bytes: a target size is given, not the mean."""
+    if mode == "fixed":
+        return 0.0
+    return REACH_BY_BYTES[transform] if mode == "auto" and by_bytes else REACH
 
 
 def with_middle(ends: Array) -> Array:

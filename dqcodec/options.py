@@ -64,10 +64,10 @@ class EncodeOptions(_Options):
     drop      share of the patches dropped of each image, 0 <= drop < 1
     transform "dct" (smaller), "pixel" (the papers' own); None: dct at 32 pixels and up
     bits      nominal width of a value, 1..8: a step of 2^(8 - bits) grey levels. 6 or "6": of all samples; "auto:6": by
-              sample, where it makes least difference to gradients, with this mean, up to half a bit (dct) or a bit
-              (pixel) less and more; "rank:6": one bit more or less for the samples with the largest and smallest
-              difference. pixel takes whole bits only, from 2 on. "fixed", "auto", "rank": with the default number, 4
-              with dct and 6 with pixel, or the one that the target size leaves. None: "fixed"
+              sample, where it makes least difference to gradients, with this mean, up to a bit less and more (half a
+              bit with dct and a target size); "rank:6": one bit more or less for the samples with the largest and
+              smallest difference. pixel takes whole bits only, from 2 on. "fixed", "auto", "rank": with the default
+              number, 4 with dct and 6 with pixel, or the one that the target size leaves. None: "fixed"
     target_size
               bytes of the file at most, and at least 97% of them: 2_000_000_000, "2GB", "500MiB", or "0.1x" of the
               source files. The number of bits follows from it; with keep "auto" the share that is kept, and the bits

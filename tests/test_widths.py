@@ -39,13 +39,12 @@ def test_auto_keeps_the_mean(folder, tmp_path, transform, drop):
     assert result.options.bits == "auto:4"
     assert "proxy" in result.seconds
     found = columns(path)
-    reach = REACH[transform]
     widths = found["bits"].astype(float) if transform == "pixel" else nominal_bits(found["scale"], True)
     assert widths.mean() == 4
-    assert {4 - reach, 4 + reach} <= set(widths.tolist()) <= {4 - reach, 4, 4 + reach}
+    assert {4 - REACH, 4 + REACH} <= set(widths.tolist()) <= {4 - REACH, 4, 4 + REACH}
     assert found["distance"].shape == (30,)
     assert np.isfinite(found["distance"]).all()
-    by_width = [found["distance"][widths == bits].mean() for bits in (4 - reach, 4 + reach)]
+    by_width = [found["distance"][widths == bits].mean() for bits in (4 - REACH, 4 + REACH)]
     assert by_width[0] < by_width[1]
     assert verify(path).ok
     about = info(path)
@@ -69,7 +68,7 @@ def test_fractions_of_a_bit_with_dct(folder, tmp_path):
     path = tmp_path / "x.dqz"
     encode(folder, path, EncodeOptions(keep=1, drop=0, bits="auto:3.5"))
     q = columns(path)["scale"].astype(int)
-    assert set(q.tolist()) <= {scale_index(bits, "default") for bits in (3.5 - REACH["dct"], 3.5, 3.5 + REACH["dct"])}
+    assert set(q.tolist()) <= {scale_index(bits, "default") for bits in (3.5 - REACH, 3.5, 3.5 + REACH)}
     assert q.mean() == scale_index(3.5, "default")
 
 
@@ -107,8 +106,7 @@ def test_the_total_distance_falls(folder, tmp_path):
 def test_no_room_for_a_bit_more_and_less(folder, tmp_path, bits):
     result = encode(folder, tmp_path / "x.dqz", EncodeOptions(keep=1, drop=0, transform="dct", bits=bits))
     mean = bits.partition(":")[2]
-    less = "a bit" if "rank" in bits else "0.5 bits"
-    assert f"{bits} leaves no room for {less} less and more, so every sample has {mean} bits" in result.notes
+    assert f"{bits} leaves no room for a bit less and more, so every sample has {mean} bits" in result.notes
     assert result.options.bits == mean
     assert "proxy" not in result.seconds
 

@@ -266,10 +266,9 @@ def _bits(images: Images, run: Run) -> Bits:
     bits = Bits(bits.mode, mean)
     if transform == "pixel" and (mean % 1 or mean < low):
         raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low} to {high}")
-    reach = reach_of(bits.mode, transform)
+    reach = reach_of(bits.mode, transform, by_bytes=False)
     if options.target_size is None and not low + reach <= mean <= high - reach:
-        less = "a bit" if reach == 1 else f"{reach:g} bits"
-        run.notes.append(f"{bits} leaves no room for {less} less and more, so every sample has {mean:g} bits")
+        run.notes.append(f"{bits} leaves no room for a bit less and more, so every sample has {mean:g} bits")
         return Bits("fixed", mean)
     return bits
 

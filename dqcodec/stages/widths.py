@@ -43,7 +43,7 @@ def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | 
     mode, mean, by_bytes = images.bits.mode, images.mean_width, images.options.target_size is not None
     if proxy is None or mode == "fixed":
         return Widths(np.full(len(kept), whole(images, mean)), None)
-    reach = reach_of(mode, images.transform)
+    reach = reach_of(mode, images.transform, by_bytes)
     centre = float(np.clip(whole(images, mean), LEAST_BITS[images.transform] + reach, quantize.MAX_BITS - reach))
     equal = np.full(len(kept), centre)
     ends = [centre - reach, centre + reach]
