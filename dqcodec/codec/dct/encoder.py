@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dqcodec.codec.dct import stream
+from dqcodec.codec.dct import cosine, stream
 from dqcodec.codec.dct.engine import DECODER, jit
 from dqcodec.codec.dct.search import (
     CLASS,
@@ -38,7 +38,7 @@ from dqcodec.codec.dct.search import (
     quantise_plain,
 )
 from dqcodec.codec.dct.tables import NEXT, STATE
-from dqcodec.codec.dct.transform import matrix, scan_places
+from dqcodec.codec.dct.transform import scan_places
 
 border, settle, neighbours, activity, forget = (
     DECODER[name] for name in ("border", "settle", "neighbours", "activity", "forget")
@@ -67,45 +67,23 @@ QUARTER_COST = np.array(COEFFICIENT_COST, np.float32)[:, np.searchsorted(LIMITS,
 
 def _forward(size: int, unit: int) -> Callable[..., None]:
     """The compiled transform of a unit in blocks of `size`."""
-    half = size // 2
-    even = np.ascontiguousarray(matrix(size)[0::2, :half])
-    odd = np.ascontiguousarray(matrix(size)[1::2, :half])
-    # Where the coefficient at (column, row) of the unit goes: blocks one after the other, each by scan index; the 4 x 4
-    # blocks of a quadrant stand together.
-    target = np.zeros((unit, unit), np.int64)
+    change, width = cosine.forward(size, unit), min(size, 8)
+    # Where what is at (row, column) after it goes: blocks one after the other, each by scan index; the 4 x 4 blocks of
+    # a quadrant stand together.
+    target = np.zeros((unit, unit), np.uint16)
     index = scan_places(size).reshape(size, size)
+    frequency = np.arange(size).reshape(width, -1).T.ravel()  # by column
     for row in range(0, unit, size):
         for column in range(0, unit, size):
             y, x = row // size, column // size
             block = (y >> 1) * 8 + (x >> 1) * 4 + (y & 1) * 2 + (x & 1) if unit == 4 * size else y * 2 + x
-            target[column : column + size, row : row + size] = index.T + block * size * size
-    target = target.ravel().astype(np.uint16)
-    width = np.uint64(unit)
+            target[row : row + size, column : column + size] = index[:, frequency] + block * size * size
+    target = target.ravel()
 
-    @compiled_fast
-    def columns(source, at, stride, out, first):
-        """Transform the columns: rows of `source` from `at` on to rows of `out` from `first` on."""
-        for top in range(0, unit, size):
-            for i in range(half):
-                to = first + np.uint64(top + 2 * i) * width
-                for x in range(unit):
-                    plus = minus = np.float32(0)
-                    for y in range(half):
-                        a = source[at + np.uint64(top + y) * stride + np.uint64(x)]
-                        b = source[at + np.uint64(top + size - 1 - y) * stride + np.uint64(x)]
-                        plus += even[i, y] * (a + b)
-                        minus += odd[i, y] * (a - b)
-                    out[to + np.uint64(x)] = plus
-                    out[to + width + np.uint64(x)] = minus
-
-    @compiled_fast
+    @compiled
     def forward(plane, at, stride, out, to, temp):
-        """Coefficients of the unit at `at` of a plane, float32, to out[to:]; temp is float32 (512,)."""
-        columns(plane, np.uint64(at), np.uint64(stride), temp, np.uint64(0))
-        for y in range(unit):
-            for x in range(unit):
-                temp[np.uint64(256 + x * unit + y)] = temp[np.uint64(y * unit + x)]
-        columns(temp, np.uint64(256), width, temp, np.uint64(0))
+        """Coefficients of the unit at `at` of a plane, float32, to out[to:]; temp is float32 (256,)."""
+        change(plane, at, stride, temp)
         for i in range(unit * unit):
             out[np.uint64(to) + np.uint64(target[np.uint64(i)])] = temp[np.uint64(i)]
 
@@ -126,7 +104,7 @@ class Bench(NamedTuple):
     high: Any  # int32 (SLOTS,): their contexts of the high part of `last`
     place: Any  # int32 (SLOTS,): places of the bins of their DC, see stream.predict
     estimate: Any  # float32 (21,): cost of the luma blocks
-    temp: Any  # float32 (512,)
+    temp: Any  # float32 (256,)
     saved: Any  # int32 (64,): edges put aside
     trail: Any  # uint64 (1024,)
 
@@ -134,7 +112,7 @@ class Bench(NamedTuple):
 def bench() -> Bench:
     return Bench(
         np.zeros(1280, np.float32), np.zeros(1280, np.int32), np.zeros(SLOTS, np.int32), np.zeros(SLOTS, np.int32),
-        np.zeros(SLOTS, np.int32), np.zeros(21, np.float32), np.zeros(512, np.float32), np.zeros(64, np.int32),
+        np.zeros(SLOTS, np.int32), np.zeros(21, np.float32), np.zeros(256, np.float32), np.zeros(64, np.int32),
         np.zeros(1024, np.uint64),
     )  # fmt: skip
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from dqcodec.codec.dct.contexts import UNITS, scan
+from dqcodec.codec.dct.cosine import inverse
 from dqcodec.codec.dct.engine import DECODER, inline, jit
 from dqcodec.codec.dct.filter_compiled import bring, hold, mark, set_limits
-from dqcodec.codec.dct.lanes import fma, inverse, load, splat, store_bytes
+from dqcodec.codec.dct.lanes import fma, load, splat, store_bytes
 
 Array = Any
 begin, forget, next_unit = (DECODER[name] for name in ("begin", "forget", "next_unit"))

@@ -14,8 +14,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from dqcodec.codec.dct.transform import matrix
-
 INT16, INT32, INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
@@ -34,10 +32,14 @@ class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, ir.VectorType(element, kind.count))
 
 
-def _pointer(context, builder, kind, array, index, vector):
+def pointer_in(context, builder, kind, array, index, vector):
     """Address of a vector in an array, its type `kind`; without a check, and without Python's negative indices."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+    return pointer_at(builder, context.make_array(kind)(context, builder, array).data, index, vector)
+
+
+def pointer_at(builder, first, index, vector):
+    """Address of a vector, `index` elements after the address `first`."""
+    return builder.bitcast(builder.gep(first, [index]), vector.as_pointer())
 
 
 def _cut(builder, values, low, high):
@@ -47,13 +49,15 @@ def _cut(builder, values, low, high):
     return values
 
 
-def _splat(builder, value, count):
+def broadcast(builder, value, count):
+    """A vector of `count` times `value`."""
     nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
     one = builder.insert_element(nothing, value, INT32(0))
     return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(INT32, count), None))
 
 
-def _fma(builder, a, b, c):
+def multiply_add(builder, a, b, c):
+    """a b + c, as one instruction where there is one."""
     return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
 
 
@@ -68,7 +72,7 @@ def load(_, array, index, count):
     kind = Lanes(array.dtype, count.literal_value)
 
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, array, *arguments[:2], context.get_value_type(kind))
+        pointer = pointer_in(context, builder, array, *arguments[:2], context.get_value_type(kind))
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
     return kind(array, types.int64, count), generate
@@ -79,7 +83,7 @@ def store(_, array, index, lanes):
     """Write a vector to an array of its elements from `index` on."""
 
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, array, *arguments[:2], arguments[2].type)
+        pointer = pointer_in(context, builder, array, *arguments[:2], arguments[2].type)
         builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -92,7 +96,7 @@ def splat(_, value, count):
     kind = Lanes(value, count.literal_value)
 
     def generate(context, builder, signature, arguments):
-        return _splat(builder, arguments[0], kind.count)
+        return broadcast(builder, arguments[0], kind.count)
 
     return kind(value, count), generate
 
@@ -120,7 +124,7 @@ def fma(_, a, b, c):
     """a b + c of vectors."""
 
     def generate(context, builder, signature, arguments):
-        return _fma(builder, *arguments)
+        return multiply_add(builder, *arguments)
 
     return a(a, a, a), generate
 
@@ -256,75 +260,7 @@ def store_bytes(_, array, index, lanes):
         whole = builder.select(builder.icmp_signed("<", whole, zero), zero, whole)
         whole = builder.select(builder.icmp_signed("<", whole, limit), whole, limit)
         narrow = builder.trunc(whole, ir.VectorType(ir.IntType(8), lanes.count))
-        builder.store(narrow, _pointer(context, builder, array, *arguments[:2], narrow.type), align=1)
+        builder.store(narrow, pointer_in(context, builder, array, *arguments[:2], narrow.type), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, lanes), generate
-
-
-def inverse(size: int, rows: int) -> Any:
-    """The compiled inverse cosine transform of blocks of `size`, P = D^T C D, in place: inverse(array, index, columns).
-
-    The block is at `index` of a float32 array, in rows of 16; only its first `rows` rows and `columns` columns may be
-    other than 0. It stays in registers, as vectors of at most 8. First the rows, a column of coefficients after the
-    other; of 16 x 16 only the left half, even and odd columns apart, as by symmetry the right half is their difference,
-    mirrored (an odd number of columns counts as one more). Then the columns, see `down`.
-    """
-    basis, lanes = matrix(size).astype(float), min(size, 8)
-    apart = size // lanes  # 2: even and odd columns
-
-    @intrinsic
-    def transform(_, array, index, columns):
-        def generate(context, builder, signature, arguments):
-            vector = ir.VectorType(ir.FloatType(), lanes)
-            zero = ir.Constant(vector, [0.0] * lanes)
-            lines = [ir.Constant(vector, row[:lanes].tolist()) for row in basis]
-            lines = cgutils.global_constant(builder, f"lines{size}", ir.Constant(ir.ArrayType(vector, size), lines))
-            first = _pointer(context, builder, array, *arguments[:2], ir.FloatType())
-            count = builder.udiv(builder.add(arguments[2], INT64(apart - 1)), INT64(apart))
-
-            def across(some):
-                """Rows of coefficients -> their sums over the columns, by row and parity."""
-                sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(apart)] for _ in some]
-                with cgutils.for_range(builder, count) as loop:
-                    for parity in range(apart):
-                        column = builder.add(builder.mul(loop.index, INT64(apart)), INT64(parity))
-                        line = builder.load(cgutils.gep_inbounds(builder, lines, 0, column))
-                        for u, row in zip(some, sums, strict=True):
-                            coefficient = builder.load(builder.gep(first, [builder.add(column, INT64(16 * u))]))
-                            total = builder.load(row[parity])
-                            total = _fma(builder, _splat(builder, coefficient, lanes), line, total)
-                            builder.store(total, row[parity])
-                return [[builder.load(total) for total in row] for row in sums]
-
-            def down(part, count, stride):
-                """What the frequencies that are multiples of `stride` add to the first `count` rows of pixels. The odd
-                ones of them add the opposite to a row's mirror image, the even ones the same."""
-                weight = {(u, y): ir.Constant(vector, [basis[u, y]] * lanes) for u in range(rows) for y in range(count)}
-                if stride >= rows:
-                    return [builder.fmul(weight[0, 0], part[0])] * count
-                upper, lower = [], []
-                for y, even in enumerate(down(part, count // 2, 2 * stride)):
-                    odd = builder.fmul(weight[stride, y], part[stride])
-                    for u in range(3 * stride, rows, 2 * stride):
-                        odd = _fma(builder, weight[u, y], part[u], odd)
-                    upper.append(builder.fadd(even, odd))
-                    lower.append(builder.fsub(even, odd))
-                return upper + lower[::-1]
-
-            groups = [range(start, min(start + 8, rows)) for start in range(0, rows, 8)]  # as many as registers hold
-            sums = [row for group in groups for row in across(group)]
-            parts = [[row[0] for row in sums]]
-            if apart == 2:
-                mirror = ir.Constant(ir.VectorType(INT32, lanes), list(range(lanes))[::-1])
-                left, right = ([fold(*row) for row in sums] for fold in (builder.fadd, builder.fsub))
-                parts = [left, [builder.shuffle_vector(row, row, mirror) for row in right]]
-            for n, part in enumerate(parts):
-                for y, pixels in enumerate(down(part, size, 1)):
-                    place = builder.bitcast(builder.gep(first, [INT64(16 * y + lanes * n)]), vector.as_pointer())
-                    builder.store(pixels, place, align=4)
-            return context.get_dummy_value()
-
-        return types.void(array, types.int64, types.int64), generate
-
-    return transform
