@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its kind as a compiler calls it (by that the width of its vectors), cores and versions."""
+    """Processor, its kind as LLVM names it, which tells the width of its vectors, cores and versions."""
     model = "unknown"
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -4,8 +4,8 @@ The distance D_i(b) of sample i, between the gradients of the loss at the image 
 measured at a width below and one above the mean, and between them a step is taken to divide it by the same number; then
 the widths are chosen for which the sum of D_i(b_i) is least among those of the same mean (`allocate`), or of the same
 coded bytes (`allocate_bytes`). To measure the mean width as well would take 1.3 times as long, for sums that are lower
-by 0.01 to 0.04 of that of equal widths. One measured width does not do: a bit divides the distance by 1.5 at 5 bits and
-by 1.9 at 2 on CIFAR-10, differently for each sample.
+by 0.01 to 0.04 of that of equal widths. One measured width does not do: a bit divides the distance by 1.45 at 5 bits
+and by 1.75 at 2 on CIFAR-10, differently for each sample.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Array = npt.NDArray[Any]
 
 MODES = ("fixed", "auto", "rank")
 PRICE_STEPS = 100  # of the bisection, over 23 decimal powers
-# Bits less and more than the mean that a sample may have. Where bytes are given it is less with dct: at equal bytes
-# 13/16 of a bit or a whole one make networks worse that are trained on them; pixel has whole bits only
-# (benchmarks/bits.py).
+# Bits less and more than the mean that a sample may have. With a target size `auto` keeps dct to half a bit: at equal
+# bytes 13/16 of a bit or a whole one make networks worse that are trained on them (benchmarks/bits.py). pixel has whole
+# bits only.
 REACH = 1.0
 REACH_BY_BYTES = {"dct": 0.5, "pixel": 1.0}
 RANK_SHARE = 0.25  # of the samples, one bit up, and as many one down
@@ -63,7 +63,7 @@ def parse(text: object) -> Bits:
 
 
 def reach_of(mode: str, transform: str, by_bytes: bool) -> float:
-    """Bits less and more than the mean that a sample may have; by_bytes: a target size is given, not the mean."""
+    """Bits less and more than the mean that a sample may have; by_bytes: with a target size."""
     if mode == "fixed":
         return 0.0
     return REACH_BY_BYTES[transform] if mode == "auto" and by_bytes else REACH

@@ -8,7 +8,6 @@ from PIL import Image
 
 import dqcodec
 from dqcodec import EncodeOptions, OptionError, encode
-from dqcodec.bits import REACH
 from dqcodec.codec.dct.pack import scale_index
 from dqcodec.codec.dct.transform import nominal_bits
 from dqcodec.inspection import info, verify
@@ -41,10 +40,10 @@ def test_auto_keeps_the_mean(folder, tmp_path, transform, drop):
     found = columns(path)
     widths = found["bits"].astype(float) if transform == "pixel" else nominal_bits(found["scale"], True)
     assert widths.mean() == 4
-    assert {4 - REACH, 4 + REACH} <= set(widths.tolist()) <= {4 - REACH, 4, 4 + REACH}
+    assert {3, 5} <= set(widths.tolist()) <= {3, 4, 5}
     assert found["distance"].shape == (30,)
     assert np.isfinite(found["distance"]).all()
-    by_width = [found["distance"][widths == bits].mean() for bits in (4 - REACH, 4 + REACH)]
+    by_width = [found["distance"][widths == bits].mean() for bits in (3, 5)]
     assert by_width[0] < by_width[1]
     assert verify(path).ok
     about = info(path)
@@ -68,7 +67,7 @@ def test_fractions_of_a_bit_with_dct(folder, tmp_path):
     path = tmp_path / "x.dqz"
     encode(folder, path, EncodeOptions(keep=1, drop=0, bits="auto:3.5"))
     q = columns(path)["scale"].astype(int)
-    assert set(q.tolist()) <= {scale_index(bits, "default") for bits in (3.5 - REACH, 3.5, 3.5 + REACH)}
+    assert set(q.tolist()) <= {scale_index(bits, "default") for bits in (2.5, 3.5, 4.5)}
     assert q.mean() == scale_index(3.5, "default")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import Bits, parse, reach_of
+from dqcodec.bits import REACH, Bits, parse
 from dqcodec.codec import quantize
 from dqcodec.container.spec import LEAST_BITS, MAX_PATCHES
 from dqcodec.errors import OptionError, SourceError
@@ -266,8 +266,8 @@ def _bits(images: Images, run: Run) -> Bits:
     bits = Bits(bits.mode, mean)
     if transform == "pixel" and (mean % 1 or mean < low):
         raise OptionError(f"bits: {bits}; allowed with pixel: whole bits, {low} to {high}")
-    reach = reach_of(bits.mode, transform, by_bytes=False)
-    if options.target_size is None and not low + reach <= mean <= high - reach:
+    room = bits.mode == "fixed" or low + REACH <= mean <= high - REACH
+    if options.target_size is None and not room:
         run.notes.append(f"{bits} leaves no room for a bit less and more, so every sample has {mean:g} bits")
         return Bits("fixed", mean)
     return bits

@@ -311,7 +311,10 @@ def test_the_inverse_transform_at_every_last(size):
         before = work.copy()
         block = np.lib.stride_tricks.as_strided(work[at:], (size, size), (64, 4))
         block[:] = c
-        inverse.block(size, last, work, at)
+        rows, columns = inverse.live(size, last)
+        block[rows:] = np.nan
+        block[:, columns + columns % 2 :] = np.nan
+        inverse.transform(size, rows, columns, work, at)
         assert np.allclose(block, basis.T @ c @ basis, atol=1e-3)
         block[:] = np.lib.stride_tricks.as_strided(before[at:], (size, size), (64, 4))
         assert np.array_equal(work, before)  # nothing beside it
@@ -321,17 +324,18 @@ def test_the_inverse_transform_at_every_last(size):
 def test_the_forward_transform_of_every_block(size, unit):
     """Of a unit somewhere in a plane, blocks in the encoder's order, each by scan index: D P D^T."""
     plane, at = np.random.default_rng(size + unit).normal(0, 50, (40, 50)).astype(np.float32), (3, 7)
-    out = np.zeros(10 + unit * unit, np.float32)
+    out, end = np.zeros(20 + unit * unit, np.float32), 10 + unit * unit
     forward = getattr(encoder, f"forward{size}_{unit}")
-    forward(plane.ravel(), at[0] * 50 + at[1], 50, out, 10, np.zeros(256, np.float32))
+    forward(plane.ravel(), at[0] * 50 + at[1], 50, out, 10, np.full(256, np.nan, np.float32))
     here, d = plane[at[0] : at[0] + unit, at[1] : at[1] + unit].astype(float), matrix(size).astype(float)
     places = [(y, x) for y in range(0, unit, size) for x in range(0, unit, size)]
     if unit == 4 * size:  # quadrant by quadrant
         places.sort(key=lambda place: (place[0] // 8, place[1] // 8))
     u, v = scan(size).T
     expected = [(d @ here[y : y + size, x : x + size] @ d.T)[u, v] for y, x in places]
-    np.testing.assert_allclose(out[10:], np.concatenate(expected), atol=1e-3)
+    np.testing.assert_allclose(out[10:end], np.concatenate(expected), atol=1e-3)
     assert not out[:10].any()
+    assert not out[end:].any()
 
 
 def test_wrong_tables():

@@ -1,7 +1,7 @@
-"""The cosine transform of blocks and back, as compiled code that keeps them in registers.
+"""The cosine transform of blocks and back, as compiled code.
 
-It is made instruction by instruction, on vectors of at most 8 float32, of which processors hold 16 or 32: what a
-compiler makes of loops takes two to three times as long. transform.py has the matrices.
+It is made instruction by instruction, on vectors of at most 8 float32, so that what is added up stays in registers, of
+which processors have 16 or 32: what a compiler makes of loops takes up to twice as long. transform.py has the matrices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from dqcodec.codec.dct.lanes import INT32, INT64, broadcast, multiply_add, pointer_at, pointer_in
+from dqcodec.codec.dct.lanes import INT64, broadcast, mirrored, multiply_add, pointer_at, pointer_in
 from dqcodec.codec.dct.transform import matrix
 
 
@@ -21,7 +21,7 @@ def inverse(size: int, rows: int) -> Any:
     """The compiled inverse cosine transform of blocks of `size`, P = D^T C D, in place: inverse(array, index, columns).
 
     The block is at `index` of a float32 array, in rows of 16; only its first `rows` rows and `columns` columns may be
-    other than 0. It stays in registers, as vectors of at most 8. First the rows, a column of coefficients after the
+    other than 0. First the rows, a column of coefficients after the
     other; of 16 x 16 only the left half, even and odd columns apart, as by symmetry the right half is their difference,
     mirrored (an odd number of columns counts as one more). Then the columns, see `down`.
     """
@@ -52,28 +52,29 @@ def inverse(size: int, rows: int) -> Any:
                             builder.store(total, row[parity])
                 return [[builder.load(total) for total in row] for row in sums]
 
+            def weight(u, y):
+                return ir.Constant(vector, [basis[u, y]] * lanes)
+
             def down(part, count, stride):
                 """What the frequencies that are multiples of `stride` add to the first `count` rows of pixels. The odd
                 ones of them add the opposite to a row's mirror image, the even ones the same."""
-                weight = {(u, y): ir.Constant(vector, [basis[u, y]] * lanes) for u in range(rows) for y in range(count)}
                 if stride >= rows:
-                    return [builder.fmul(weight[0, 0], part[0])] * count
+                    return [builder.fmul(weight(0, 0), part[0])] * count
                 upper, lower = [], []
                 for y, even in enumerate(down(part, count // 2, 2 * stride)):
-                    odd = builder.fmul(weight[stride, y], part[stride])
+                    odd = builder.fmul(weight(stride, y), part[stride])
                     for u in range(3 * stride, rows, 2 * stride):
-                        odd = multiply_add(builder, weight[u, y], part[u], odd)
+                        odd = multiply_add(builder, weight(u, y), part[u], odd)
                     upper.append(builder.fadd(even, odd))
                     lower.append(builder.fsub(even, odd))
                 return upper + lower[::-1]
 
-            groups = [range(start, min(start + 8, rows)) for start in range(0, rows, 8)]  # as many as registers hold
+            groups = [range(start, min(start + 8, rows)) for start in range(0, rows, 8)]  # few sums, for few registers
             sums = [row for group in groups for row in across(group)]
             parts = [[row[0] for row in sums]]
             if apart == 2:
-                mirror = ir.Constant(ir.VectorType(INT32, lanes), list(range(lanes))[::-1])
                 left, right = ([fold(*row) for row in sums] for fold in (builder.fadd, builder.fsub))
-                parts = [left, [builder.shuffle_vector(row, row, mirror) for row in right]]
+                parts = [left, [mirrored(builder, row) for row in right]]
             for n, part in enumerate(parts):
                 for y, pixels in enumerate(down(part, size, 1)):
                     builder.store(pixels, pointer_at(builder, first, INT64(16 * y + lanes * n), vector), align=4)
@@ -102,19 +103,21 @@ def forward(size: int, unit: int) -> Any:
             pixels = pointer_in(context, builder, source, *arguments[:2], ir.FloatType())
             target = pointer_in(context, builder, out, arguments[3], INT64(0), ir.FloatType())
 
+            def weight(u, y):
+                return ir.Constant(columns, [basis[u, y]] * wide)
+
             def down(rows, stride):
                 """Frequencies that are multiples of `stride`, from as many rows: the even ones from the sums of a row
                 and its mirror image, the odd ones from the differences."""
                 half = len(rows) // 2
-                weight = {(u, y): ir.Constant(columns, [basis[u, y]] * wide) for u in range(size) for y in range(size)}
                 if not half:
-                    return [builder.fmul(weight[0, 0], rows[0])]
+                    return [builder.fmul(weight(0, 0), rows[0])]
                 pairs = list(zip(rows[:half], rows[: half - 1 : -1], strict=True))
                 differences, odd = [builder.fsub(*pair) for pair in pairs], []
                 for u in range(stride, size, 2 * stride):
-                    total = builder.fmul(weight[u, 0], differences[0])
+                    total = builder.fmul(weight(u, 0), differences[0])
                     for y in range(1, half):
-                        total = multiply_add(builder, weight[u, y], differences[y], total)
+                        total = multiply_add(builder, weight(u, y), differences[y], total)
                     odd.append(total)
                 even = down([builder.fadd(*pair) for pair in pairs], 2 * stride)
                 return [total for both in zip(even, odd, strict=True) for total in both]
@@ -133,23 +136,22 @@ def forward(size: int, unit: int) -> Any:
                 total = ir.Constant(line, [0.0] * lanes)
                 for x in range(lanes):
                     value = builder.load(builder.gep(target, [builder.add(place, INT64(x))]))
-                    weight = ir.Constant(line, basis[k::apart, x].tolist())
-                    total = multiply_add(builder, broadcast(builder, value, lanes), weight, total)
+                    waves = ir.Constant(line, basis[k::apart, x].tolist())
+                    total = multiply_add(builder, broadcast(builder, value, lanes), waves, total)
                 return total
 
-            mirror = ir.Constant(ir.VectorType(INT32, lanes), list(range(lanes))[::-1])
             with cgutils.for_range(builder, INT64(unit)) as loop:
                 for left in range(0, unit, size):
                     first = builder.add(builder.mul(loop.index, INT64(unit)), INT64(left))
                     places = [builder.add(first, INT64(lanes * k)) for k in range(apart)]
                     vectors = [pointer_at(builder, target, place, line) for place in places]
                     if apart == 2:
-                        half, other = (builder.load(vector, align=4) for vector in vectors)
-                        other = builder.shuffle_vector(other, other, mirror)
-                        builder.store(builder.fadd(half, other), vectors[0], align=4)
-                        builder.store(builder.fsub(half, other), vectors[1], align=4)
-                    for total, vector in [(across(place, k), vectors[k]) for k, place in enumerate(places)]:
-                        builder.store(total, vector, align=4)
+                        left_half, right_half = (builder.load(vector, align=4) for vector in vectors)
+                        right_half = mirrored(builder, right_half)
+                        builder.store(builder.fadd(left_half, right_half), vectors[0], align=4)
+                        builder.store(builder.fsub(left_half, right_half), vectors[1], align=4)
+                    for k, (place, vector) in enumerate(zip(places, vectors, strict=True)):
+                        builder.store(across(place, k), vector, align=4)
             return context.get_dummy_value()
 
         return types.void(source, types.int64, types.int64, out), generate

@@ -67,12 +67,12 @@ QUARTER_COST = np.array(COEFFICIENT_COST, np.float32)[:, np.searchsorted(LIMITS,
 
 def _forward(size: int, unit: int) -> Callable[..., None]:
     """The compiled transform of a unit in blocks of `size`."""
-    change, width = cosine.forward(size, unit), min(size, 8)
-    # Where what is at (row, column) after it goes: blocks one after the other, each by scan index; the 4 x 4 blocks of
-    # a quadrant stand together.
+    cosines, width = cosine.forward(size, unit), min(size, 8)
+    # Where the value goes that `cosines` leaves at (row, column): blocks one after the other, each by scan index; the
+    # 4 x 4 blocks of a quadrant stand together.
     target = np.zeros((unit, unit), np.uint16)
     index = scan_places(size).reshape(size, size)
-    frequency = np.arange(size).reshape(width, -1).T.ravel()  # by column
+    frequency = np.arange(size).reshape(width, -1).T.ravel()  # in each column of a block
     for row in range(0, unit, size):
         for column in range(0, unit, size):
             y, x = row // size, column // size
@@ -83,7 +83,7 @@ def _forward(size: int, unit: int) -> Callable[..., None]:
     @compiled
     def forward(plane, at, stride, out, to, temp):
         """Coefficients of the unit at `at` of a plane, float32, to out[to:]; temp is float32 (256,)."""
-        change(plane, at, stride, temp)
+        cosines(plane, at, stride, temp)
         for i in range(unit * unit):
             out[np.uint64(to) + np.uint64(target[np.uint64(i)])] = temp[np.uint64(i)]
 

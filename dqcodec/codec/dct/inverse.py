@@ -21,8 +21,8 @@ begin, forget, next_unit = (DECODER[name] for name in ("begin", "forget", "next_
 
 
 def _live() -> Array:
-    """int32 (512,): rows and, times 32, columns of a block that may be other than 0, by size and `last`; rows as a
-    variant of the transform takes them, 4, 8 or 16."""
+    """int32 (512,): rows and, times 32, columns of a block that may be other than 0, by size and `last`; rows rounded
+    up to those of the next of the functions `inverse...`: 4, 8 or 16."""
     out = []
     for size in UNITS:
         u, v = np.maximum.accumulate(scan(size)).T + 1
@@ -49,15 +49,15 @@ def take(coefficients, at, count, scale, work, to):
 
 @inline
 def live(size, last):
-    """(rows, columns) of a block that may be other than 0, if its coefficients after scan index `last` are."""
+    """(rows, columns) of a block that may be other than 0, if its coefficients after scan index `last` are 0; rows are
+    4, 8 or 16."""
     both = LIVE[((0 if size == 4 else (16 if size == 8 else 80)) + last) & 511]
     return both & 31, both >> 5
 
 
 @inline
-def block(size, last, work, to):
-    """The inverse transform of a block whose coefficients after scan index `last` are 0."""
-    rows, columns = live(size, last)
+def transform(size, rows, columns, work, to):
+    """The inverse transform of a block of which only so many rows, see `live`, and columns may be other than 0."""
     if size == 16:
         if rows == 4:
             inverse16_4(work, to, columns)
@@ -75,16 +75,23 @@ def block(size, last, work, to):
 
 
 @inline
-def blocks(unit, planes, pattern, lasts, work):
-    """The inverse transform of a unit; pattern and lasts as stream.unit has them."""
+def blocks(unit, planes, pattern, lasts, coefficients, scale, chroma, work):
+    """The planes of a unit, to `work`, from its coefficients, of which 0 is left; pattern and lasts as stream.unit has
+    them; scale: of the first plane, chroma: the others' in that."""
     for k in range(planes):
+        step = scale * chroma if k else scale
         if k > 0 or pattern < 0:
-            block(unit, lasts[15 + k if k else 0], work, k << 8)
+            rows, columns = live(unit, lasts[15 + k if k else 0])
+            take(coefficients, k << 8, rows << 4, step, work, k << 8)
+            transform(unit, rows, columns, work, k << 8)
+        else:
+            take(coefficients, 0, unit << 4, step, work, 0)
     for q in range((4 if unit == 16 else 1) if pattern >= 0 else 0):
         size = 4 if pattern >> q & 1 else 8
         for j in range(4 if size == 4 else 1):
             y, x = (q & 2) + (j >> 1), (q << 1 & 2) + (j & 1)  # cell of 4 x 4
-            block(size, lasts[(y << 2) + x], work, (y << 6) + (x << 2))
+            rows, columns = live(size, lasts[(y << 2) + x])
+            transform(size, rows, columns, work, (y << 6) + (x << 2))
 
 
 def _place(unit: int) -> Callable[..., None]:
@@ -182,13 +189,7 @@ def decode(
                 pattern, x, p = next_unit(there, c, 0, planes, edges, scratch, lasts, order, coding, x, words, p, end)
                 if not there:
                     continue
-                for k in range(planes):
-                    scale = steps[i] if k == 0 else steps[i] * chroma
-                    tall = unit
-                    if k > 0 or pattern < 0:  # one block; below its `tall` rows nothing is read
-                        tall, _ = live(unit, lasts[15 + k if k else 0])
-                    take(scratch, k << 8, tall << 4, scale, work, k << 8)
-                blocks(unit, planes, pattern, lasts, work)
+                blocks(unit, planes, pattern, lasts, scratch, steps[i], chroma, work)
                 if filters:
                     hold(unit, planes, pattern, lasts, r, c, rows, columns, work, bench)
                 else:

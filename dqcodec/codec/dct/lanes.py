@@ -33,12 +33,13 @@ class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 def pointer_in(context, builder, kind, array, index, vector):
-    """Address of a vector in an array, its type `kind`; without a check, and without Python's negative indices."""
+    """Address of a vector in an array, their types `vector` and `kind`; without a check, and without Python's negative
+    indices."""
     return pointer_at(builder, context.make_array(kind)(context, builder, array).data, index, vector)
 
 
 def pointer_at(builder, first, index, vector):
-    """Address of a vector, `index` elements after the address `first`."""
+    """Address of a vector, of the type `vector`, `index` elements after the address `first`."""
     return builder.bitcast(builder.gep(first, [index]), vector.as_pointer())
 
 
@@ -54,6 +55,12 @@ def broadcast(builder, value, count):
     nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
     one = builder.insert_element(nothing, value, INT32(0))
     return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(INT32, count), None))
+
+
+def mirrored(builder, vector):
+    """Its elements from last to first."""
+    order = ir.Constant(ir.VectorType(INT32, vector.type.count), list(range(vector.type.count))[::-1])
+    return builder.shuffle_vector(vector, vector, order)
 
 
 def multiply_add(builder, a, b, c):
@@ -252,13 +259,12 @@ def store_bytes(_, array, index, lanes):
     """Write a vector, cut to 0..255 and rounded down, to a uint8 array from `index` on."""
 
     def generate(context, builder, signature, arguments):
-        values, kind = arguments[2], ir.VectorType(INT32, lanes.count)
-        most, zero, limit = (
-            ir.Constant(t, [n] * lanes.count) for t, n in ((values.type, 255.0), (kind, 0), (kind, 255))
-        )
-        whole = builder.fptosi(builder.select(builder.fcmp_ordered("<", most, values), most, values), kind)
+        # Cut to what an int32 holds; then to bytes, in the form that LLVM makes saturated packing of.
+        integers = ir.VectorType(INT32, lanes.count)
+        whole = builder.fptosi(_cut(builder, arguments[2], -256.0, 255.0), integers)
+        zero, most = ir.Constant(integers, [0] * lanes.count), ir.Constant(integers, [255] * lanes.count)
         whole = builder.select(builder.icmp_signed("<", whole, zero), zero, whole)
-        whole = builder.select(builder.icmp_signed("<", whole, limit), whole, limit)
+        whole = builder.select(builder.icmp_signed("<", whole, most), whole, most)
         narrow = builder.trunc(whole, ir.VectorType(ir.IntType(8), lanes.count))
         builder.store(narrow, pointer_in(context, builder, array, *arguments[:2], narrow.type), align=1)
         return context.get_dummy_value()
