@@ -129,7 +129,8 @@ def encode(
             help="Nominal bits a value, 1 to 8: more is better and larger, one bit halves the error; dct takes "
             "fractions, pixel 2 to 8. [b]4[/b]: of all images; [b]auto:4[/b]: by image, where the gradients of the "
             "proxy suffer most, with this mean, up to one less and more; [b]rank:4[/b]: one more or less for the most "
-            "and least sensitive quarter; [b]fixed[/b], [b]auto[/b], [b]rank[/b]: with the default's number, or the one of --target-size.",
+            "and least sensitive quarter; [b]fixed[/b], [b]auto[/b], [b]rank[/b]: with the default's number, or the "
+            "one of --target-size.",
             show_default="4 with dct, 6 with pixel",
         ),
     ] = None,
