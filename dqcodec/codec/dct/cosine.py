@@ -21,9 +21,9 @@ def inverse(size: int, rows: int) -> Any:
     """The compiled inverse cosine transform of blocks of `size`, P = D^T C D, in place: inverse(array, index, columns).
 
     The block is at `index` of a float32 array, in rows of 16; only its first `rows` rows and `columns` columns may be
-    other than 0. First the rows, a column of coefficients after the
-    other; of 16 x 16 only the left half, even and odd columns apart, as by symmetry the right half is their difference,
-    mirrored (an odd number of columns counts as one more). Then the columns, see `down`.
+    other than 0. First the rows, a column of coefficients after the other; of 16 x 16 only the left half, even and odd
+    columns apart, as by symmetry the right half is their difference, mirrored (an odd number of columns counts as one
+    more). Then the columns, see `down`.
     """
     basis, lanes = matrix(size).astype(float), min(size, 8)
     apart = size // lanes  # 2: even and odd columns
