@@ -247,8 +247,10 @@ def with_soft(case: Case, source: Source, kept: Array, seed: int, work: Path) ->
     return spread(columns[0], columns[1], shares.shape[1]), size
 
 
-def resized(image: Array, side: int) -> Array:
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+def resized(images: Array, side: int) -> Array:
+    """Each of uint8 (n, s, s, 3), bicubically, as (n, side, side, 3)."""
+    found = (Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images)
+    return np.stack([np.asarray(image) for image in found])
 
 
 def as_files(contender: Contender, images: Array, budget: int, half: bool) -> tuple[Array, int]:
@@ -257,7 +259,7 @@ def as_files(contender: Contender, images: Array, budget: int, half: bool) -> tu
     The first images have the next finer setting, as many as bring the bytes up to the budget.
     """
     side = images.shape[1]
-    small = np.stack([resized(image, side // 2) for image in images]) if half else images
+    small = resized(images, side // 2) if half else images
 
     def coded(setting: float, some: Array) -> list[bytes]:
         return [contender.encode(image, setting) for image in some]
@@ -281,8 +283,8 @@ def as_files(contender: Contender, images: Array, budget: int, half: bool) -> tu
                 break
             total += len(finer) - len(files[n])
             files[n] = finer
-    decoded = [contender.decode(data) for data in files]
-    return np.stack([resized(image, side) for image in decoded] if half else decoded), total
+    decoded = np.stack([contender.decode(data) for data in files])
+    return resized(decoded, side) if half else decoded, total
 
 
 def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
@@ -304,7 +306,7 @@ def from_dqz(case: Case, source: Source, seed: int, work: Path) -> TrainingSet:
     batches = [dataset.images(range(start, min(start + BATCH, len(dataset)))) for start in starts]
     images = torch.cat(batches).permute(0, 2, 3, 1).contiguous().numpy()
     if case.half:
-        images = np.stack([resized(image, source.images.shape[1]) for image in images])
+        images = resized(images, source.images.shape[1])
     return TrainingSet(images, dataset.targets_of(list(range(len(dataset)))).numpy(), path.stat().st_size)
 
 

@@ -62,13 +62,6 @@ def parse(text: object) -> Bits:
     return found
 
 
-def reach_of(mode: str, transform: str, by_bytes: bool) -> float:
-    """Bits less and more than the mean that a sample may have; by_bytes: with a target size."""
-    if mode == "fixed":
-        return 0.0
-    return REACH_BY_BYTES[transform] if mode == "auto" and by_bytes else REACH
-
-
 def with_middle(ends: Array) -> Array:
     """Values at three widths, equally far apart, from those at the outer two: the middle is their geometric mean.
 

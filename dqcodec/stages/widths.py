@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.bits import allocate, allocate_bytes, rank, reach_of, with_middle
+from dqcodec.bits import REACH, REACH_BY_BYTES, allocate, allocate_bytes, rank, with_middle
 from dqcodec.codec import pixel, quantize
 from dqcodec.codec.dct.coder import Format, decode
 from dqcodec.container.spec import LEAST_BITS, unpack_mask
@@ -40,16 +40,16 @@ class Widths:
 
 def set_widths(images: Images, proxy: Proxy | None, kept: Array, masks: Array | None, run: Run) -> Widths:
     """All the same, or by gradient distance: with the same mean, or for a target size with the same coded bytes."""
-    mode, mean, by_bytes = images.bits.mode, images.mean_width, images.options.target_size is not None
+    mode, mean = images.bits.mode, images.mean_width
     if proxy is None or mode == "fixed":
         return Widths(np.full(len(kept), whole(images, mean)), None)
-    reach = reach_of(mode, images.transform, by_bytes)
+    by_bytes = mode == "auto" and images.options.target_size is not None
+    reach = REACH_BY_BYTES[images.transform] if by_bytes else REACH
     centre = float(np.clip(whole(images, mean), LEAST_BITS[images.transform] + reach, quantize.MAX_BITS - reach))
     equal = np.full(len(kept), centre)
     ends = [centre - reach, centre + reach]
-    measured, sizes = _measure(
-        images, proxy, kept, masks, ends if mode == "auto" else [centre], by_bytes and mode == "auto", run
-    )
+    widths = ends if mode == "auto" else [centre]
+    measured, sizes = _measure(images, proxy, kept, masks, widths, by_bytes, run)
     if not np.isfinite(measured).all() or not measured.any():
         what = "vanish" if np.isfinite(measured).all() else "are not finite"
         run.notes.append(f"the proxy's gradients {what}, so every sample has {mean:.3g} bits")

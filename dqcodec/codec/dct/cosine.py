@@ -126,10 +126,8 @@ def forward(size: int, unit: int) -> Any:
                 for top in range(0, unit, size):
                     places = [builder.add(builder.mul(arguments[2], INT64(top + y)), INT64(left)) for y in range(size)]
                     rows = [builder.load(pointer_at(builder, pixels, place, columns), align=4) for place in places]
-                    for u, total in enumerate(down(rows, 1)):
-                        builder.store(
-                            total, pointer_at(builder, target, INT64(unit * (top + u) + left), columns), align=4
-                        )
+                    for row, total in enumerate(down(rows, 1), top):
+                        builder.store(total, pointer_at(builder, target, INT64(unit * row + left), columns), align=4)
 
             def across(place, k):
                 """From `lanes` values at a place the frequencies k, k + apart, and so on."""
