@@ -20,7 +20,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,9 @@ from dqcodec.sources.folder import scan
 GOALS = (31.0, 33.7, 36.7)  # dB
 BITS = (2.6, 2.9, 3.2, 3.5, 3.8, 4.1, 4.4, 4.7, 5.0)
 EFFORTS = ("fast", "default", "best")
-OURS, FILTERED, TWO_THREADS = "ours", "ours, filtered", "ours, two threads"  # the same files
+OURS, FILTERED = "ours", "ours, filtered"  # the same files
+TWO = ", two threads"
+BESIDE = "WebP"  # what two threads gain by it says what the machine has for a second one
 SSIM_IMAGES = 100
 ROUNDS, ENCODE_ROUNDS = 15, 7
 MANY = 1000  # images that one round of encoding is enough for
@@ -197,30 +199,44 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple[Contender, float]]) -> dict[str, Row]:
-    """ms an image, bytes to pixels, of `images`, which are ours at `seen`: the median and the fastest of the rounds.
+def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple[Contender, float]]) -> tuple[Row, Row]:
+    """ms an image, bytes to pixels, of `images`, which are ours at `seen`: the median and the fastest of the rounds;
+    and how many times faster two threads are.
 
-    Everything takes its turn in each round; the ratio is the median of those within a round.
+    Everything takes its turn in each round; ratios are the median of those within a round.
     """
 
     def decode_all(contender: Contender, files: list[bytes]) -> None:
         for data in files:
             contender.decode(data)
 
+    def in_two(decode: Callable[[Any], Any], halves: Sequence[Any]) -> None:
+        list(pool.map(decode, halves))
+
     halves = np.array_split(seen, 2)
     with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(path, filter=True) as filtered, ThreadPoolExecutor(2) as pool:
         jobs: dict[str, Callable[[], Any]] = {
             OURS: lambda: list(map(file.images, halves)),
             FILTERED: lambda: list(map(filtered.images, halves)),
-            TWO_THREADS: lambda: list(pool.map(file.images, halves)),
+            OURS + TWO: partial(in_two, file.images, halves),
         }
         for name, (contender, setting) in chosen.items():
             files = [contender.encode(image, setting) for image in images]
             jobs[name] = partial(decode_all, contender, files)
+            if name == BESIDE:
+                parts = files[: len(halves[0])], files[len(halves[0]) :]
+                jobs[name + TWO] = partial(in_two, partial(decode_all, contender), parts)
         for job in jobs.values():
             job()
         rounds = [{name: seconds(job) for name, job in jobs.items()} for _ in range(ROUNDS)]
-    return {
+    gained = {
+        name: {
+            "median": round(median(found[name] / found[name + TWO] for found in rounds), 3),
+            "fastest": round(min(found[name] for found in rounds) / min(found[name + TWO] for found in rounds), 3),
+        }
+        for name in (OURS, BESIDE)
+    }
+    times = {
         name: {
             "ms": round(median(found[name] for found in rounds) * 1e3 / len(seen), 4),
             "fastest": round(min(found[name] for found in rounds) * 1e3 / len(seen), 4),
@@ -231,10 +247,20 @@ def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple
         }
         for name in jobs
     }
+    return times, gained
 
 
-def encode_times(folder: Path, path: Path, bits: float) -> dict[str, Row]:
-    """ms an image by stage for each effort on one worker, [median, fastest]; beside it reading the PNGs alone."""
+def bits_for(goal: float, made: Row, rows: list[Row]) -> float:
+    """Nominal width, in sixteenths, of an effort at which it has a PSNR, from that at another width: as much more or
+    less as the default effort needs, whose curve is `rows`."""
+    decibels, bits = [row["psnr"] for row in rows], [row["setting"] for row in rows]
+    more = np.interp(goal, decibels, bits) - np.interp(made["psnr"], decibels, bits)
+    return round(16 * (float(made["setting"]) + float(more))) / 16
+
+
+def encode_times(folder: Path, path: Path, bits: dict[str, float]) -> dict[str, Row]:
+    """ms an image by stage for each effort, at its width, on one worker, [median, fastest]; beside it reading the PNGs
+    alone."""
     files = [folder / name for name in scan(folder).names]
 
     def read() -> None:
@@ -244,13 +270,16 @@ def encode_times(folder: Path, path: Path, bits: float) -> dict[str, Row]:
     reading, rounds = [], []
     for _ in range(ENCODE_ROUNDS if len(files) < MANY else 1):  # compiled they are: the curves came first
         reading.append(seconds(read))
-        rounds.append({effort: encode(folder, path, bits, effort, 1).seconds for effort in EFFORTS})
+        rounds.append({effort: encode(folder, path, bits[effort], effort, 1).seconds for effort in EFFORTS})
 
     def summary(times: list[float]) -> list[float]:
         return [round(found(times) * 1e3 / len(files), 4) for found in (median, min)]
 
     stages = {
-        effort: {stage: summary([found[effort][stage] for found in rounds]) for stage in ("read", "tables", "pack")}
+        effort: {
+            "bits": bits[effort],
+            **{stage: summary([found[effort][stage] for found in rounds]) for stage in ("read", "tables", "pack")},
+        }
         for effort in EFFORTS
     }
     return {**stages, "PNG": {"read": summary(reading)}}
@@ -298,17 +327,21 @@ def tables(result: Row, side: int) -> None:
     families = {contender.name: contender.family for contender in contenders()}
     rows = [[name, *row.values()] for name, row in times.items()]
     goals: dict[str, float | None] = {name: DECODE_TARGETS.get(families.get(name, "")) for name in times}
-    goals[TWO_THREADS] = THREADS_TARGET
     rows = [[*row, goals[row[0]] if large else None] for row in rows]
     heads = ["format", *next(iter(times.values())), "target"]
     table(f"decoding at {result['decoding']['psnr']} dB", heads, rows)
+    rows = [[name, *row.values()] for name, row in result["decoding"]["two threads"].items()]
+    goal = {OURS: THREADS_TARGET if large else None}
+    rows = [[*row, goal.get(row[0])] for row in rows]
+    table("two threads, times one", ["format", "median", "fastest", "target"], rows)
     goals = {effort: target for effort, target in ENCODE_TARGETS.items() if large}
     rows = [
-        [effort, *row.get("pack", row["read"]), row.get("tables", [None])[0], goals.get(effort)]
+        [effort, row.get("bits"), *row.get("pack", row["read"]), row.get("tables", [None])[0], goals.get(effort)]
         for effort, row in result["encoding"].items()
     ]
-    heads = ["effort", "pack", "fastest", "tables", "target"]
-    table("encoding, ms an image (pack holds reading the PNG; the last row is that alone)", heads, rows)
+    heads = ["effort", "bits", "pack", "fastest", "tables", "target"]
+    title = f"encoding at {result['decoding']['psnr']} dB, ms an image (pack reads the PNG, too; the last row is that)"
+    table(title, heads, rows)
 
 
 def arguments() -> argparse.Namespace:
@@ -335,10 +368,11 @@ def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
 
     bits = nearest(curves[OURS], middle)["setting"]
     rest = [{"effort": k, **ours(folder, path, images, seen, bits, k)[OURS]} for k in ("fast", "best")]
+    own = {row["effort"]: row for row in [{"effort": "default", **nearest(curves[OURS], middle)}, *rest]}
     encode(folder, path, bits, "default")  # for the times
     best = {contender.name: nearest(curves[contender.name], middle) for contender in formats}
     chosen = {contender.name: (contender, best[contender.name]["setting"]) for contender in formats}
-    times = decode_times(path, seen, images, chosen)
+    times, gained = decode_times(path, seen, images, chosen)
     return {
         "question": __doc__.splitlines()[0],
         "images": len(every),
@@ -352,8 +386,9 @@ def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
             "psnr": middle,
             "at": {**next(rows for rows in made if rows[OURS]["setting"] == bits), **best},
             "times": times,
+            "two threads": gained,
         },
-        "encoding": encode_times(folder, path, bits),
+        "encoding": encode_times(folder, path, {k: bits_for(middle, row, curves[OURS]) for k, row in own.items()}),
         "curves": curves,
     }
 

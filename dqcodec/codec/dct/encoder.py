@@ -48,6 +48,7 @@ border, settle, neighbours, activity, forget = (
 # First of 8 x 8 and 4 x 4, then of one 16 x 16 and four quadrants.
 MARGINS = np.array([[0.03, 0.03], [0.08, 0.05], [1e9, 1e9]], np.float32)
 ONE = np.float32(1)
+U44 = np.uint64(44)
 SLOTS = 23
 # Estimated cost of a block: a constant, and for each coefficient but DC what its absolute value says; fitted to the
 # search of photographs. By quantiser (plain, dependent) and size (4, 8, 16).
@@ -442,11 +443,13 @@ def put_word(x, at, out):
 
 
 @compiled
-def rans(ops, n, distribution, frequency, first, slots, out):
-    """Code operations into `out` (uint8) from its end: first byte used.
+def rans(ops, n, distribution, frequency, inverse, first, slots, out):
+    """Code operations into `out`, uint8 (2 n + 8,) or more, from its end: first byte used.
 
     distribution      int32 (contexts,)     of each context
     frequency, first  int32 (32 * K,)       of each symbol, and where its slots begin
+    inverse           uint64 (32 * K,)      2^44 / frequency, rounded up: x * inverse >> 44 is x // frequency for every
+                                            x < 2^20 * frequency
     slots             uint16 (4096 * K,)
     """
     x = np.uint32(1)
@@ -460,12 +463,15 @@ def rans(ops, n, distribution, frequency, first, slots, out):
                 x, at = put_word(x, at, out)
             x = x << bits | np.uint32(op >> 5)
         else:
-            d = (np.int64(distribution[op >> 5]) << 5) + (op & 31)
+            d = np.uint64((np.int64(distribution[np.uint64(op >> 5)]) << 5) + (op & 31))
             f = np.uint32(frequency[d])
-            if x >> np.uint32(20) >= f:
-                x, at = put_word(x, at, out)
-            q = x // f
-            x = q << np.uint32(12) | np.uint32(slots[np.uint32(first[d]) + (x - q * f)])
+            word = np.uint32(x >> np.uint32(20) >= f)  # as likely 0 as 1, so nothing branches on it
+            out[np.uint64(at - 2)] = x & np.uint32(255)
+            out[np.uint64(at - 1)] = (x >> np.uint32(8)) & np.uint32(255)
+            x >>= word << np.uint32(4)
+            at -= np.int64(word) << 1
+            q = x * inverse[d] >> U44
+            x = q << np.uint32(12) | np.uint32(slots[np.uint64(first[d]) + np.uint64(x - q * f)])
     size = 1
     while size < 4 and x >> np.uint32(8 * size):
         size += 1

@@ -51,8 +51,8 @@ class Encoder:
         return search.prices(train.costs(tables, order), offset, LAMBDA[tables.dependent], order)
 
     @cached_property
-    def codes(self) -> tuple[Array, Array, Array, Array]:
-        """Distribution of each context; frequency, first slot of each symbol; the slots: see encoder.rans."""
+    def codes(self) -> tuple[Array, Array, Array, Array, Array]:
+        """Distribution of each context; of each symbol frequency, inverse, first slot; the slots: see encoder.rans."""
         tables = self.form.tables
         count = 2 * self.form.order.pairs
         distribution = tables.context.astype(np.int32)
@@ -60,7 +60,8 @@ class Encoder:
         frequency = np.concatenate([alphabet(tables.coefficient, True), alphabet(tables.side, False)])
         first = np.cumsum(frequency, 1) - frequency + TOTAL * np.arange(len(frequency))[:, None]
         slots = np.concatenate([slots_of(row) for row in frequency])
-        return distribution, frequency.astype(np.int32).ravel(), first.astype(np.int32).ravel(), slots
+        inverse = (-(-(1 << 44) // np.maximum(frequency, 1))).astype(np.uint64)
+        return distribution, frequency.astype(np.int32).ravel(), inverse.ravel(), first.astype(np.int32).ravel(), slots
 
     @cached_property
     def _rotations(self) -> Array:

@@ -308,22 +308,22 @@ def quantise_dependent(x, at, start, size2, kind, pair, high, low_bits, above, l
             e1, m1, o1 = candidates(c1, price, r1, z0, se0, de0, me0, so0, do0)
             e2, m2, o2 = candidates(c2, price, r2, z1, se1, de1, me1, so1, do1)
             e3, m3, o3 = candidates(c3, price, r3, z1, se1, de1, me1, so1, do1)
-            # Paths that start here.
-            rs = np.uint64(row[base + LAST_BIN]) << U4
-            j = tail + price[first_high + (k >> low_bits)] + p.low[low + k]
-            es = FAR if even0 == np.int32(0) else j + (price[rs + se0] + de0)
-            os = j + (price[rs + so0] + do0)
             # Best path to each state: 0 and 1 lead to 0 and 2, 2 and 3 to 1 and 3.
             c0, n0, f0, w0, g0, b0 = cheaper(e0, near0, far0, now0, rim0, m0, o1, near1, far1, now1, rim1, mo0 | U1)
-            c0, n0, f0, w0, g0, b0 = cheaper(c0, n0, f0, w0, g0, b0, es, U0, U0, U0, U0, me0 | START)
             c1, n1, f1, w1, g1, b1 = cheaper(
                 e2, near2, far2, now2, rim2, m2 | U2, o3, near3, far3, now3, rim3, mo1 | U3
             )
             c2, n2, f2, w2, g2, b2 = cheaper(e1, near1, far1, now1, rim1, m1 | U1, o0, near0, far0, now0, rim0, mo0)
-            c2, n2, f2, w2, g2, b2 = cheaper(c2, n2, f2, w2, g2, b2, os, U0, U0, U0, U0, mo0 | START)
             c3, n3, f3, w3, g3, b3 = cheaper(
                 e3, near3, far3, now3, rim3, m3 | U3, o2, near2, far2, now2, rim2, mo1 | U2
             )
+            if tail < max(c0, c2):  # paths that start here
+                rs = np.uint64(row[base + LAST_BIN]) << U4
+                j = tail + price[first_high + (k >> low_bits)] + p.low[low + k]
+                es = FAR if even0 == np.int32(0) else j + (price[rs + se0] + de0)
+                os = j + (price[rs + so0] + do0)
+                c0, n0, f0, w0, g0, b0 = cheaper(c0, n0, f0, w0, g0, b0, es, U0, U0, U0, U0, me0 | START)
+                c2, n2, f2, w2, g2, b2 = cheaper(c2, n2, f2, w2, g2, b2, os, U0, U0, U0, U0, mo0 | START)
             near0, near1, near2, near3 = n0, n1, n2, n3
             far0, far1, far2, far3 = f0, f1, f2, f3
             now0 = w0 | min(b0 >> U3, U15) << shift
@@ -411,14 +411,14 @@ def quantise_plain(x, at, start, size2, kind, pair, high, low_bits, above, left,
             j = cost + (price[r + upper] + d1)
             if j < best:
                 best, m = j, h + np.int32(1)
-            # A path that starts here.
-            rs = np.uint64(row[base + LAST_BIN]) << U4
-            begin = tail + price[first_high + (k >> low_bits)] + p.low[low + k]
-            j0 = begin + (price[rs + lower] + d0) if h > np.int32(0) else FAR
-            j1 = begin + (price[rs + upper] + d1)
-            if min(j0, j1) < best:
-                best, m, last = min(j0, j1), h + np.int32(j1 < j0), k
-                now = near = far = rim = U0
+            if tail < best:  # a path that starts here
+                rs = np.uint64(row[base + LAST_BIN]) << U4
+                begin = tail + price[first_high + (k >> low_bits)] + p.low[low + k]
+                j0 = begin + (price[rs + lower] + d0) if h > np.int32(0) else FAR
+                j1 = begin + (price[rs + upper] + d1)
+                if min(j0, j1) < best:
+                    best, m, last = min(j0, j1), h + np.int32(j1 < j0), k
+                    now = near = far = rim = U0
             now |= np.uint64(min(m, np.int32(15))) << shift
             if step & RIM:
                 rim += at_rim(value(m, 0, 0, x[at + k] < 0, p.fine), step)
