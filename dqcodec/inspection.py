@@ -51,7 +51,7 @@ class Info:
     bytes          of the file; `members` by name, `raw` of the same images as plain pixels
     per_class      samples by class name
     kept_patches   share of the patches that are kept, 0..1
-    widths         samples by nominal width in bits, from the smallest on
+    widths         samples by width in bits, from the smallest on; with dct that of their steps
     bins           what the selection did with each bin; empty where nothing was chosen
     mae            the name of the masked autoencoder that the file wants; None where it names none
     source, encode what the header says about origin and options

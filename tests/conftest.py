@@ -64,6 +64,17 @@ def noisy_folder(root: Path, count: int, slope: float) -> Path:
     return root
 
 
+def originals(folder: Path) -> np.ndarray:
+    """Images of one size in PNG files, uint8 (n, H, W, C), in the folder's order."""
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))])
+
+
+def activity(image: np.ndarray) -> float:
+    """Mean square of the differences of neighbours, colours added up; the last row and column count as repeated."""
+    squares = [(np.diff(image.astype(float), axis=axis) ** 2).sum() for axis in (0, 1)]
+    return float(sum(squares) / (2 * image.shape[0] * image.shape[1]))
+
+
 @pytest.fixture
 def quick_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests in which it does not matter how much the network learns."""

@@ -6,13 +6,14 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from conftest import noisy_folder
+from conftest import activity, noisy_folder, originals
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import dqcodec
 from dqcodec import EncodeOptions, OptionError, encode
+from dqcodec.codec.dct.pack import scale_index
 from dqcodec.inspection import info, verify
 from dqcodec.options import parse_size
 from dqcodec.stages import budget as module
@@ -50,14 +51,16 @@ def test_the_file_is_as_large_as_it_may_be(folder, tmp_path, transform, drop, ke
         mode, _, mean = result.options.bits.rpartition(":")
         assert mode == ("" if bits == "fixed" else bits)
         assert info(path).encode["bits"] == result.options.bits
-        if transform == "pixel":
-            assert float(mean) == pytest.approx(found["bits"].mean(), abs=0.005)
-        else:
-            assert float(mean) == pytest.approx((9 - found["scale"] / 16).mean(), abs=0.005)
-        spread = np.ptp(found["bits" if transform == "pixel" else "scale"].astype(int))
-        assert (spread <= 1) == (bits == "fixed")
-        # Half a bit less and more of dct is 16 notches of its scale; some images have one more, up to the size.
-        assert bits != "auto" or spread <= (3 if transform == "pixel" else 17)
+        widths, finest = found["bits"].astype(float), 1.0
+        if transform == "dct" and not drop:  # in the file their steps follow activity, too
+            usual = [scale_index(0, "default", activity(image)) for image in originals(folder)[found["source_index"]]]
+            widths, finest = (np.array(usual) - found["scale"]) / 16, 1 / 16
+        spread = np.ptp(widths)
+        if not drop:
+            assert float(mean) == pytest.approx(widths.mean(), abs=0.005)
+            assert (spread <= finest) == (bits == "fixed")
+        # Half a bit less and more of dct; some images have the next width, up to the size.
+        assert bits != "auto" or spread <= (3 if transform == "pixel" else 2 if drop else 17 / 16)
         assert ("distance" in found) == (bits != "fixed")
 
 

@@ -108,8 +108,7 @@ def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
     encoder = dct.Encoder(form, options.effort)
 
     def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:
-        q = dct.scale_index(bits, options.effort)
-        payload, colour = encoder.encode(pixels, _units(images, mask), q)
+        payload, q, colour = encoder.encode_at(pixels, _units(images, mask), bits)
         columns = {"bits": round(bits), "scale": q}
         return payload, columns | {"colour": colour} if channels == 3 else columns
 
@@ -163,26 +162,26 @@ def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: 
     if not sample:
         return known, False
 
-    def each(function: Callable[[Array, Array, int], Array], done: int) -> Iterator[Array]:
-        """The function of every sampled image, its units and its scale index."""
-
-        def one(item: tuple[int, Array, Array]) -> Array:
-            place, pixels, units = item
-            return function(pixels, units, dct.scale_index(float(bits[place]), options.effort))
-
-        for found, result in enumerate(ordered_map(one, sample, run.workers), 1):
+    def each(function: Callable[..., Array], given: list[tuple[Any, ...]], done: int) -> Iterator[Array]:
+        """The function of every sampled image, with what else is given."""
+        results = ordered_map(lambda some: function(*some), given, run.workers)
+        for found, result in enumerate(results, 1):
             run.progress("tables", done * len(sample) + found, 4 * len(sample))
             yield result
 
     rotation = known.rotation
     encoder = dct.Encoder(form(known), options.effort)
+    moments = np.array([*each(encoder.moments, [(pixels, units) for _, pixels, units in sample], 1)])
     if channels == 3:
-        moments = np.array([*each(lambda pixels, units, _: encoder.moments(pixels, units), 1)])
         rotation = train.rotations(moments, MAX_ROTATIONS)
+    scaled = [
+        (pixels, units, dct.scale_index(float(bits[place]), options.effort, float(np.trace(seen))))
+        for (place, pixels, units), seen in zip(sample, moments, strict=True)
+    ]
     tables = replace(known, rotation=rotation)
     counts = []
     for done in (2, 3):
-        counts.append(reduce(np.add, each(dct.Encoder(form(tables), options.effort).count, done)))  # a megabyte each
+        counts.append(reduce(np.add, each(dct.Encoder(form(tables), options.effort).count, scaled, done)))
         tables = train.make(counts[-1], encoder.form.order, rotation, OFFSETS[known.dependent], known.dependent)
     saved = dct.bits_of(counts[0], known, form(known)) - dct.bits_of(counts[1], tables, form(tables))
     gain = saved / 8 * len(kept) / len(sample)

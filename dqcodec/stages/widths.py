@@ -139,13 +139,12 @@ def code_at(seen: Array, transform: str, bits: float) -> Seen:
         images = quantize.dequantize(levels, scale[:, None]).reshape(seen.shape)
         planes = levels.reshape(seen.shape).transpose(0, 3, 1, 2)[:, None]
         return Seen(images, lambda: np.array([len(pixel.encode(patches, width)) for patches in planes]))
-    from dqcodec.codec.dct.pack import scale_index
-
     encoder = _encoder(seen.shape[1], seen.shape[3])
-    form, q = encoder.form, scale_index(bits, encoder.effort)
-    channels, kept = form.channels, np.ones((len(seen), form.rows * form.columns), np.uint8)
-    coded = [encoder.encode(pixels, units, q) for pixels, units in zip(seen, kept, strict=True)]
-    payloads = [payload for payload, _ in coded]
-    colour = np.array([colour for _, colour in coded]) if channels == 3 else None
-    images = decode(form, payloads, kept, np.full(len(seen), q, np.uint8), colour).transpose(0, 2, 3, 1)
+    form = encoder.form
+    kept = np.ones((len(seen), form.rows * form.columns), np.uint8)
+    coded = [encoder.encode_at(pixels, units, bits) for pixels, units in zip(seen, kept, strict=True)]
+    payloads = [payload for payload, _, _ in coded]
+    scale = np.array([q for _, q, _ in coded], np.uint8)
+    colour = np.array([colour for _, _, colour in coded]) if form.channels == 3 else None
+    images = decode(form, payloads, kept, scale, colour).transpose(0, 2, 3, 1)
     return Seen(images, lambda: np.array([len(payload) for payload in payloads]))

@@ -35,4 +35,4 @@ def test_few_noisy_images(tmp_path):
     dqcodec.encode(folder(tmp_path / "in", images), tmp_path / "x.dqz", options)
     with dqcodec.open(tmp_path / "x.dqz", filter=True) as file:
         for found, image in zip(file.images(range(6)), images, strict=True):
-            assert np.abs(found[0].astype(int) - image[..., 0]).mean() < 2.5
+            assert np.abs(found[0].astype(int) - image[..., 0]).mean() < 4  # a step of 8, twice that of usual images

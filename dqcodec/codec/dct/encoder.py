@@ -567,7 +567,7 @@ def rotate(pixels, height, width, u, scale, chroma, rows, columns, unit, out):
                 out[to + x] = out[to + width - 1]
 
 
-@compiled
+@jit()
 def nearest(total, count, rotations):
     """Index of the rotation, of float32 (R, 9), with the least sum of ln(8 + variance) for the moments total / count.
 
@@ -589,25 +589,18 @@ def nearest(total, count, rotations):
 
 @jit()
 def encode_image(
-    pixels, height, width, kept, rotations, scale, chroma, rows, edges, order, coding, prices, effort, plane_data, b,
+    pixels, height, width, kept, rotation, scale, chroma, rows, edges, order, coding, prices, effort, plane_data, b,
     ops,
 ):  # fmt: skip
-    """The operations of an image: (their number, index of its rotation).
+    """The operations of an image: their number.
 
-    pixels     uint8 (height * width * planes,)
-    rotations  float32 (R, 9), or of one plane (1, 1)
+    pixels    uint8 (height * width * planes,)
+    rotation  float32 (9,), or of one plane (1,)
     The rest is as for `rotate` and `encode_planes`.
     """
-    planes, colour = 3 if rotations.shape[1] == 9 else 1, 0
-    if planes == 3:
-        seen = 0
-        for each in kept:
-            seen += each
-        total = moments(pixels, height, width, kept, edges.columns, order.unit)
-        colour = nearest(total, max(1, 2 * seen * order.unit**2), rotations)
-    rotate(pixels, height, width, rotations[colour], scale, chroma, rows, edges.columns, order.unit, plane_data)
-    n = encode_planes(plane_data, planes, kept, rows, edges, order, coding, prices, effort, b, ops)
-    return n, colour
+    planes = 3 if len(rotation) == 9 else 1
+    rotate(pixels, height, width, rotation, scale, chroma, rows, edges.columns, order.unit, plane_data)
+    return encode_planes(plane_data, planes, kept, rows, edges, order, coding, prices, effort, b, ops)
 
 
 @compiled
