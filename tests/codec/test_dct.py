@@ -14,7 +14,7 @@ from dqcodec.codec.dct.coder import Format
 from dqcodec.codec.dct.contexts import CAP, CLASSES, UNITS, contexts, position_class, scan
 from dqcodec.codec.dct.edges import edges
 from dqcodec.codec.dct.filter import FILTER, weights
-from dqcodec.codec.dct.pack import Encoder, bits_of, dependent, scale_index, slots_of
+from dqcodec.codec.dct.pack import Encoder, bits_of, dependent, lagrange, scale_index, slots_of
 from dqcodec.codec.dct.tables import EFFORTS, OFFSETS, PAIRS, PLACES, SUM_BIN
 from dqcodec.codec.dct.transform import STEPS, angles, matrix, rotation_matrices
 from dqcodec.errors import FormatError, UnsupportedFeatureError
@@ -394,6 +394,16 @@ def test_training_saves_bytes_on_what_it_was_trained_on():
     counts = sum(Encoder(shape, "default").count(image, kept, 90) for image in images)
     own = Format(64, 64, 3, train.make(counts, shape.order, shape.tables.rotation, OFFSETS[True], dependent=True))
     assert bits_of(counts, own.tables, own) < 0.95 * bits_of(counts, shape.tables, shape)
+
+
+@pytest.mark.parametrize(("effort", "most"), [("fast", 0.12), ("default", 0.36), ("best", 0.36)])
+def test_a_bit_costs_less_where_steps_are_coarse(effort, most):
+    """By half for each bit between 3.6 and 1.6."""
+    bits = np.array([8, 5, 3.6, 3.1, 2.6, 1.6, 1])
+    found = [lagrange(scale_index(b, effort), dependent(effort)) for b in bits]
+    assert found == pytest.approx([most, most, most, most / 2**0.5, most / 2, most / 4, most / 4])
+    every = [lagrange(q, dependent(effort)) for q in range(256)]
+    assert (np.diff(every) <= 0).all()
 
 
 @pytest.mark.parametrize("unit", UNITS)

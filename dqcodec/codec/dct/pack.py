@@ -4,7 +4,7 @@ An image's colour rotation is the entry of the file's code book with the least s
 differences; the rest is the search of `encoder.py`. numba is needed, the calls hold no interpreter lock.
 
 At one nominal width images that are busier get a coarser step (`scale_index`), and the coarser the step the less a bit
-counts against the error (`weight`). Both were chosen by what a classifier, trained on the originals, still sees of
+counts against the error (`lagrange`). Both were chosen by what a classifier, trained on the originals, still sees of
 coded images, and confirmed by training on these (benchmarks/results/accuracy.md).
 """
 
@@ -30,7 +30,7 @@ LAMBDA = {True: 0.36, False: 0.12}  # steps^2 a bit, from FINE bits on: least by
 FINE, COARSE = 3.6, 1.6  # bits; below FINE it falls with each bit by half, down to COARSE
 NOTCHES = 16  # of a scale index, a factor of two
 EXPONENT = 0.3  # of the step, by activity
-USUAL, FLOOR = 1500.0, 100.0  # activity of a photograph at which the step is the nominal one; what is added to each
+USUAL, FLOOR = 1500.0, 100.0  # activity at which the step is about the nominal one; what is added to that of all
 MOST = 16  # notches, up and down
 STORED_MEMBERS = 3200  # bytes of four columns but for their values
 MAX_OPERATIONS = 3  # of a coefficient; a block has two more
@@ -44,16 +44,16 @@ def dependent(effort: str) -> bool:
 def scale_index(bits: float, effort: str, activity: float | None = None) -> int:
     """Scale index q of a nominal width: the step is 2^(8 - bits), as that of 256 grey levels in so many bits.
 
-    activity  mean square of the difference of neighbouring pixels, all colours added up (`Encoder.activity`): the step
-              is multiplied by ((activity + FLOOR) / USUAL) ** EXPONENT, by two at most; None: it is not
+    activity  mean square of the difference of neighbouring pixels, all colours added up (see Encoder.moments): the
+              step is multiplied by ((activity + FLOOR) / USUAL) ** EXPONENT, by two at most; None: it is not
     """
     more = 0.0 if activity is None else NOTCHES * EXPONENT * float(np.log2((activity + FLOOR) / USUAL))
     notches = round(NOTCHES * (9 - bits)) + (0 if dependent(effort) else PLAIN_NOTCHES)
     return min(max(notches + round(min(max(more, -MOST), MOST)), 0), 255)
 
 
-def weight(q: int, dependent: bool) -> float:
-    """What a bit costs at a scale index, in squares of the step.
+def lagrange(q: int, dependent: bool) -> float:
+    """The Lagrange factor at a scale index: what a bit costs, in squares of the step.
 
     Where steps are coarse, the least squared error would leave out nearly all of the detail, by which classes are told.
     """
@@ -72,7 +72,7 @@ class Encoder:
     def prices(self, q: int) -> search.Prices:
         """What the search weighs at a scale index."""
         tables, order, known = self.form.tables, self.form.order, self._prices
-        lam = weight(q, tables.dependent)
+        lam = lagrange(q, tables.dependent)
         if lam not in known:  # nine of them at most; two threads may make the same one
             offset = tables.offset.astype(np.float32) / np.float32(64)
             known[lam] = search.prices(train.costs(tables, order), offset, lam, order)
