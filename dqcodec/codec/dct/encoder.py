@@ -46,7 +46,7 @@ border, settle, neighbours, activity, forget = (
 
 # By effort (tables.EFFORTS): a choice whose estimated cost is more than this share above the other's is not searched.
 # First of 8 x 8 and 4 x 4, then of one 16 x 16 and four quadrants.
-MARGINS = np.array([[0.03, 0.03], [0.08, 0.05], [1e9, 1e9]], np.float32)
+MARGINS = np.array([[0.0, 0.0], [0.08, 0.05], [1e9, 1e9]], np.float32)
 ONE = np.float32(1)
 U44 = np.uint64(44)
 SLOTS = 23
