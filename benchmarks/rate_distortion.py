@@ -11,7 +11,8 @@ Ours is decoded as loaders do by default and, "filtered", with its filter, too. 
 with all its columns; the others count their bare image files, one an image, each format with its better chroma format
 at each PSNR. LIMIT and --others take images evenly spaced over the folder; PSNR and SSIM of every format are those of
 the images that the others see, and so are the payloads of ours there, with an equal share of everything else in the
-file. Bytes between two settings are interpolated, log bytes against PSNR.
+file. Bytes between two settings are interpolated, log bytes against PSNR. Encoding is timed at the width at which each
+effort has about the PSNR of the times of decoding.
 """
 
 from __future__ import annotations
@@ -253,6 +254,7 @@ def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple
 def bits_for(goal: float, made: Row, rows: list[Row]) -> float:
     """Nominal width, in sixteenths, of an effort at which it has a PSNR, from that at another width: as much more or
     less as the default effort needs, whose curve is `rows`."""
+    rows = sorted(rows, key=lambda row: float(row["psnr"]))
     decibels, bits = [row["psnr"] for row in rows], [row["setting"] for row in rows]
     more = np.interp(goal, decibels, bits) - np.interp(made["psnr"], decibels, bits)
     return round(16 * (float(made["setting"]) + float(more))) / 16

@@ -22,7 +22,7 @@ from dqcodec import encode as encode_folder
 from dqcodec.encode import EncodeResult
 from dqcodec.errors import DQZError, OptionError
 from dqcodec.export import export as export_file
-from dqcodec.inspection import Info, TextInfo, Verification, Width
+from dqcodec.inspection import Info, TextInfo, Verification
 from dqcodec.inspection import info as read_info
 from dqcodec.inspection import verify as verify_file
 from dqcodec.options import PRESETS, EncodeOptions, TextOptions
@@ -127,7 +127,8 @@ def encode(
         str | None,
         typer.Option(
             help="Nominal bits a value, 1 to 8: more is better and larger, one bit halves the error; dct takes "
-            "fractions, pixel 2 to 8. [b]4[/b]: of all images; [b]auto:4[/b]: by image, where the gradients of the "
+            "fractions, and steps that are coarser where images are busier; pixel takes 2 to 8. [b]4[/b]: of all "
+            "images; [b]auto:4[/b]: by image, where the gradients of the "
             "proxy suffer most, with this mean, up to one less and more; [b]rank:4[/b]: one more or less for the most "
             "and least sensitive quarter; [b]fixed[/b], [b]auto[/b], [b]rank[/b]: with the default's number, or the "
             "one of --target-size.",
@@ -496,10 +497,10 @@ def _info_table(found: Info) -> Table:
         f"{found.bytes / found.samples:,.0f} a sample, {found.raw / found.bytes:.1f} : 1 to raw pixels",
     )
     table.add_section()
-    for width in _coarse(found.widths):
+    for width in found.widths:
         bar = "█" * max(1, round(HISTOGRAM * width.samples / found.samples))
         distance = "" if width.distance is None else f" distance {width.distance:.2g}"
-        table.add_row(f"{width.bits:g} bits", f"{width.samples:,}", bar + distance)
+        table.add_row(f"{width.bits} bits", f"{width.samples:,}", bar + distance)
     _add_rest(table, found)
     return table
 
@@ -532,21 +533,6 @@ def _add_rest(table: Table, found: Info | TextInfo) -> None:
     table.add_row("options", "", _text(", ".join(f"{k} {v}" for k, v in found.encode.items())))
     table.add_row("creator", "", _text(found.creator))
     table.add_row("fingerprint", "", found.fingerprint)
-
-
-def _coarse(widths: tuple[Width, ...]) -> list[Width]:
-    """Widths rounded to quarters of a bit, where there are many."""
-    if len(widths) <= SHOWN:
-        return list(widths)
-    near: dict[float, list[Width]] = {}
-    for width in widths:
-        near.setdefault(round(4 * width.bits) / 4, []).append(width)
-    found = []
-    for bits, group in near.items():
-        samples = sum(width.samples for width in group)
-        sums = [width.samples * width.distance for width in group if width.distance is not None]
-        found.append(Width(bits, samples, sum(sums) / samples if sums else None))
-    return found
 
 
 def _table(title: str) -> Table:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dqcodec.codec.dct.transform import nominal_bits
 from dqcodec.container.reader import Reader
 from dqcodec.container.shards import ShardReader
-from dqcodec.container.spec import DICTIONARY, SCORES, Header
+from dqcodec.container.spec import DICTIONARY, SCORES
 from dqcodec.decode import DQZFile, OpenFile
 from dqcodec.decode import open as open_dqz
 from dqcodec.errors import DQZError
@@ -36,9 +35,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class Width:
-    """Samples of one nominal width in bits, and the mean distance of their gradients; None where it is not stored."""
+    """Samples of one nominal width, rounded, and the mean distance of their gradients; None where none is stored."""
 
-    bits: float
+    bits: int
     samples: int
     distance: float | None
 
@@ -51,7 +50,7 @@ class Info:
     bytes          of the file; `members` by name, `raw` of the same images as plain pixels
     per_class      samples by class name
     kept_patches   share of the patches that are kept, 0..1
-    widths         samples by width in bits, from the smallest on; with dct that of their steps
+    widths         samples by nominal width in whole bits, from the smallest on
     bins           what the selection did with each bin; empty where nothing was chosen
     mae            the name of the masked autoencoder that the file wants; None where it names none
     source, encode what the header says about origin and options
@@ -137,7 +136,7 @@ def info(path: str | Path) -> Info | TextInfo:
         kept = len(file) * header.patches if mask is None else int(np.bitwise_count(mask).sum())
         return Info(
             str(path), reader.size, len(file), len(header.classes), *file.shape, header.patch, header.transform,
-            kept / (len(file) * header.patches), _widths(reader.columns, header), _bins(reader.columns),
+            kept / (len(file) * header.patches), _widths(reader.columns), _bins(reader.columns),
             len(file) * header.channels * header.height * header.width, _members(reader), _per_class(file),
             None if header.mae is None else header.mae["name"], source, options, creator, header.fingerprint,
         )  # fmt: skip
@@ -158,11 +157,8 @@ def _per_class(file: OpenFile) -> dict[str, int]:
     return dict(zip(file.classes, counts, strict=True))
 
 
-def _widths(columns: Mapping[str, Array], header: Header) -> tuple[Width, ...]:
-    bits = columns["bits"].astype(np.float64)
-    if header.transform == "dct":  # whose widths have fractions
-        bits = nominal_bits(columns["scale"], bool(header.parameters["dependent"]))
-    widths, place, counts = np.unique(bits, return_inverse=True, return_counts=True)
+def _widths(columns: Mapping[str, Array]) -> tuple[Width, ...]:
+    widths, place, counts = np.unique(columns["bits"], return_inverse=True, return_counts=True)
     means = [None] * len(widths)
     if "distance" in columns:
         means = (np.bincount(place, columns["distance"]) / counts).tolist()

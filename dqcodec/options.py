@@ -63,7 +63,8 @@ class EncodeOptions(_Options):
     bins      bins a class; None: 10, or as many as there are images
     drop      share of the patches dropped of each image, 0 <= drop < 1
     transform "dct" (smaller), "pixel" (the papers' own); None: dct at 32 pixels and up
-    bits      nominal width of a value, 1..8: a step of 2^(8 - bits) grey levels. 6 or "6": of all samples; "auto:6": by
+    bits      nominal width of a value, 1..8: a step of 2^(8 - bits) grey levels, with dct more of images that are
+              busier than usual, less of calmer ones (codec/dct/pack.py). 6 or "6": of all samples; "auto:6": by
               sample, where it makes least difference to gradients, with this mean, up to a bit less and more (half a
               bit with dct and a target size); "rank:6": one bit more or less for the samples with the largest and
               smallest difference. pixel takes whole bits only, from 2 on. "fixed", "auto", "rank": with the default

@@ -6,14 +6,17 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from conftest import activity, noisy_folder, originals
+from conftest import noisy_folder, originals
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import dqcodec
 from dqcodec import EncodeOptions, OptionError, encode
-from dqcodec.codec.dct.pack import scale_index
+from dqcodec.codec.dct.coder import Format
+from dqcodec.codec.dct.pack import Encoder
+from dqcodec.codec.dct.tables import built_in
+from dqcodec.container.spec import unpack_mask
 from dqcodec.inspection import info, verify
 from dqcodec.options import parse_size
 from dqcodec.stages import budget as module
@@ -52,15 +55,18 @@ def test_the_file_is_as_large_as_it_may_be(folder, tmp_path, transform, drop, ke
         assert mode == ("" if bits == "fixed" else bits)
         assert info(path).encode["bits"] == result.options.bits
         widths, finest = found["bits"].astype(float), 1.0
-        if transform == "dct" and not drop:  # in the file their steps follow activity, too
-            usual = [scale_index(0, "default", activity(image)) for image in originals(folder)[found["source_index"]]]
-            widths, finest = (np.array(usual) - found["scale"]) / 16, 1 / 16
+        if transform == "dct":  # in the file their steps follow activity, too
+            encoder = Encoder(Format(32, 32, 3, built_in(4 if drop else 16, True)), "default")
+            masks = unpack_mask(found["mask"], 64) if drop else np.ones((len(found["scale"]), 4), bool)
+            images = originals(folder)[found["source_index"]]
+            moments = [encoder.moments(*each) for each in zip(images, masks.astype(np.uint8), strict=True)]
+            usual = np.array([encoder.scale(each, 0) for each in moments])
+            widths, finest = (usual - found["scale"]) / 16, 1 / 16
+        assert float(mean) == pytest.approx(widths.mean(), abs=0.005)
         spread = np.ptp(widths)
-        if not drop:
-            assert float(mean) == pytest.approx(widths.mean(), abs=0.005)
-            assert (spread <= finest) == (bits == "fixed")
+        assert (spread <= finest) == (bits == "fixed")
         # Half a bit less and more of dct; some images have the next width, up to the size.
-        assert bits != "auto" or spread <= (3 if transform == "pixel" else 2 if drop else 17 / 16)
+        assert bits != "auto" or spread <= (3 if transform == "pixel" else 17 / 16)
         assert ("distance" in found) == (bits != "fixed")
 
 

@@ -47,10 +47,9 @@ def test_auto_keeps_the_mean(folder, tmp_path, transform, drop):
     assert verify(path).ok
     about = info(path)
     assert about.encode["bits"] == "auto:4"
+    assert [width.bits for width in about.widths] == sorted(set(widths.tolist()))
     assert sum(width.samples for width in about.widths) == 30
-    if transform == "pixel":
-        assert [width.bits for width in about.widths] == sorted(set(widths.tolist()))
-        assert (about.widths[0].distance, about.widths[-1].distance) == pytest.approx(by_width)
+    assert (about.widths[0].distance, about.widths[-1].distance) == pytest.approx(by_width)
 
 
 @pytest.mark.parametrize("transform", ["pixel", "dct"])
@@ -87,6 +86,13 @@ def test_grey_images_have_the_steps_of_colour_ones(tmp_path):
         scales.append(columns(tmp_path / f"{mode}.dqz")["scale"].tolist())
     assert scales[0] == scales[1]
     assert len(set(scales[0])) == 3
+
+
+def test_no_step_is_more_than_twice_another():
+    """Of the nominal one, and all widths have one."""
+    assert [scale_index(4, "default", active) for active in (0, 1400, 1e9)] == [64, 80, 96]
+    assert scale_index(8, "default", 0) == 0
+    assert scale_index(1, "fast", 1e9) == 153
 
 
 def test_fractions_of_a_bit_with_dct(folder, tmp_path):

@@ -109,7 +109,7 @@ def with_dct(images: Images, tables: Tables, own: bool) -> Packer:
 
     def pack(pixels: Array, mask: Array, bits: float) -> tuple[bytes, dict[str, int]]:
         payload, q, colour = encoder.encode_at(pixels, _units(images, mask), bits)
-        columns = {"bits": round(bits), "scale": q}
+        columns = {"bits": int(bits + 0.5), "scale": q}
         return payload, columns | {"colour": colour} if channels == 3 else columns
 
     def unpack(payloads: list[bytes], masks: Array, columns: dict[str, Array]) -> Array:
@@ -175,7 +175,7 @@ def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: 
     if channels == 3:
         rotation = train.rotations(moments, MAX_ROTATIONS)
     scaled = [
-        (pixels, units, dct.scale_index(float(bits[place]), options.effort, float(np.trace(seen))))
+        (pixels, units, encoder.scale(seen, float(bits[place])))
         for (place, pixels, units), seen in zip(sample, moments, strict=True)
     ]
     tables = replace(known, rotation=rotation)

@@ -132,7 +132,7 @@ def _encoder(size: int, channels: int) -> dct.Encoder:
 
 
 def code_at(seen: Array, transform: str, bits: float) -> Seen:
-    """Images, uint8 (n, s, s, C), coded whole with so many bits."""
+    """Images, uint8 (n, s, s, C), coded whole with so many bits, by steps of dct that follow their own activity."""
     if transform == "pixel":
         width = int(bits)
         levels, scale = quantize.quantize_rows(seen.reshape(len(seen), -1), width)

@@ -465,7 +465,7 @@ def rans(ops, n, distribution, frequency, inverse, first, slots, out):
         else:
             d = np.uint64((np.int64(distribution[np.uint64(op >> 5)]) << 5) + (op & 31))
             f = np.uint32(frequency[d])
-            word = np.uint32(x >> np.uint32(20) >= f)  # as likely 0 as 1, so nothing branches on it
+            word = np.uint32(x >> np.uint32(20) >= f)  # nothing branches on it: it cannot be foreseen
             out[np.uint64(at - 2)] = x & np.uint32(255)
             out[np.uint64(at - 1)] = (x >> np.uint32(8)) & np.uint32(255)
             x >>= word << np.uint32(4)
@@ -509,11 +509,12 @@ def add_differences(pixels, at, step, count, total):
 
 @jit()
 def moments(pixels, height, width, kept, columns, unit):
-    """Second moments of all differences of neighbouring pixels, the first of them in a kept unit.
+    """Mean second moments of the differences of neighbouring pixels, the first of them in a kept unit.
 
-    pixels is uint8 (height * width * 3,); the result int64 (6,): rr, gg, bb, rg, rb, gb.
+    pixels is uint8 (height * width * 3,), the result float64 (3, 3).
     """
     total = np.zeros(6, np.int64)
+    count = 0
     for y in range(height):
         row = y // unit * columns
         place = 0
@@ -525,10 +526,18 @@ def moments(pixels, height, width, kept, columns, unit):
                 start, end = first * unit, min(place * unit, width)
                 at = (y * width + start) * 3
                 add_differences(pixels, at, 3, min(end, width - 1) - start, total)
+                count += min(end, width - 1) - start
                 if y + 1 < height:
                     add_differences(pixels, at, 3 * width, end - start, total)
+                    count += end - start
             place += 1
-    return total
+    found = np.zeros((3, 3))
+    for k in range(3):
+        found[k, k] = total[k]
+    found[0, 1] = found[1, 0] = total[3]
+    found[0, 2] = found[2, 0] = total[4]
+    found[1, 2] = found[2, 1] = total[5]
+    return found / max(count, 1)
 
 
 @compiled_fast
@@ -568,8 +577,8 @@ def rotate(pixels, height, width, u, scale, chroma, rows, columns, unit, out):
 
 
 @jit()
-def nearest(total, count, rotations):
-    """Index of the rotation, of float32 (R, 9), with the least sum of ln(8 + variance) for the moments total / count.
+def nearest(moments, rotations):
+    """Index of the rotation, of float32 (R, 9), with the least sum of ln(8 + variance) for `moments`, float64 (3, 3).
 
     train.nearest says the same for many images.
     """
@@ -579,9 +588,9 @@ def nearest(total, count, rotations):
         for first in range(0, 9, 3):
             x, y = np.float64(rotations[r, first]), np.float64(rotations[r, first + 1])
             z = np.float64(rotations[r, first + 2])
-            variance = x * x * total[0] + y * y * total[1] + z * z * total[2]
-            variance += 2 * (x * y * total[3] + x * z * total[4] + y * z * total[5])
-            product *= 8 + variance / count
+            variance = x * x * moments[0, 0] + y * y * moments[1, 1] + z * z * moments[2, 2]
+            variance += 2 * (x * y * moments[0, 1] + x * z * moments[0, 2] + y * z * moments[1, 2])
+            product *= 8 + variance
         if product < least:
             found, least = r, product
     return found

@@ -22,16 +22,16 @@ import numpy.typing as npt
 from dqcodec.codec.dct import encoder, search, train
 from dqcodec.codec.dct.coder import Format
 from dqcodec.codec.dct.tables import BUCKETS, EFFORTS, TOTAL, Tables, alias_parts, alphabet, pack
-from dqcodec.codec.dct.transform import CHROMA_STEP, PLAIN_NOTCHES, STEPS, nominal_bits
+from dqcodec.codec.dct.transform import CHROMA_STEP, NOTCHES, PLAIN_NOTCHES, STEPS
 
 Array = npt.NDArray[Any]
 
-LAMBDA = {True: 0.36, False: 0.12}  # steps^2 a bit, from FINE bits on: least bytes for the same squared error
-FINE, COARSE = 3.6, 1.6  # bits; below FINE it falls with each bit by half, down to COARSE
-NOTCHES = 16  # of a scale index, a factor of two
-EXPONENT = 0.3  # of the step, by activity
-USUAL, FLOOR = 1500.0, 100.0  # activity at which the step is about the nominal one; what is added to that of all
-MOST = 16  # notches, up and down
+LAMBDA = {True: 0.36, False: 0.12}  # squares of the step a bit, by quantiser: least bytes for the same squared error
+# Bits below which the factor falls with each bit by half, for an error that grows twice as much with a bit less instead
+# of four times; and from which on no more.
+FINE, COARSE = 3.6, 1.6
+ACTIVITY_EXPONENT = 0.3  # of the step
+USUAL_ACTIVITY, LEAST_ACTIVITY = 1500.0, 100.0  # where the step is about the nominal one; what all images have more
 STORED_MEMBERS = 3200  # bytes of four columns but for their values
 MAX_OPERATIONS = 3  # of a coefficient; a block has two more
 
@@ -44,12 +44,15 @@ def dependent(effort: str) -> bool:
 def scale_index(bits: float, effort: str, activity: float | None = None) -> int:
     """Scale index q of a nominal width: the step is 2^(8 - bits), as that of 256 grey levels in so many bits.
 
-    activity  mean square of the difference of neighbouring pixels, all colours added up (see Encoder.moments): the
-              step is multiplied by ((activity + FLOOR) / USUAL) ** EXPONENT, by two at most; None: it is not
+    activity  mean square of the difference of neighbouring pixels, the sum over colours: the trace of Encoder.moments.
+              The step is multiplied by ((activity + LEAST_ACTIVITY) / USUAL_ACTIVITY) ** ACTIVITY_EXPONENT, 1/2 to 2;
+              without it, it is not
     """
-    more = 0.0 if activity is None else NOTCHES * EXPONENT * float(np.log2((activity + FLOOR) / USUAL))
-    notches = round(NOTCHES * (9 - bits)) + (0 if dependent(effort) else PLAIN_NOTCHES)
-    return min(max(notches + round(min(max(more, -MOST), MOST)), 0), 255)
+    more = 0.0
+    if activity is not None:
+        more = NOTCHES * ACTIVITY_EXPONENT * float(np.log2((activity + LEAST_ACTIVITY) / USUAL_ACTIVITY))
+    plain = 0 if dependent(effort) else PLAIN_NOTCHES
+    return min(max(round(NOTCHES * (9 - bits)) + plain + round(min(max(more, -NOTCHES), NOTCHES)), 0), 255)
 
 
 def lagrange(q: int, dependent: bool) -> float:
@@ -57,9 +60,8 @@ def lagrange(q: int, dependent: bool) -> float:
 
     Where steps are coarse, the least squared error would leave out nearly all of the detail, by which classes are told.
     """
-    bits = min(max(float(nominal_bits(np.array(q), dependent)), COARSE), FINE)
-    factor: float = 2.0 ** (round(4 * (bits - FINE)) / 4)
-    return LAMBDA[dependent] * factor
+    bits = 9 - (q - (0 if dependent else PLAIN_NOTCHES)) / NOTCHES
+    return float(LAMBDA[dependent] * 2.0 ** (min(max(bits, COARSE), FINE) - FINE))
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,12 @@ class Encoder:
     form: Format
     effort: str
 
-    def prices(self, q: int) -> search.Prices:
-        """What the search weighs at a scale index."""
-        tables, order, known = self.form.tables, self.form.order, self._prices
-        lam = lagrange(q, tables.dependent)
-        if lam not in known:  # nine of them at most; two threads may make the same one
-            offset = tables.offset.astype(np.float32) / np.float32(64)
-            known[lam] = search.prices(train.costs(tables, order), offset, lam, order)
-        return known[lam]
-
     @cached_property
-    def _prices(self) -> dict[float, search.Prices]:
-        return {}
+    def prices(self) -> search.Prices:
+        """What the search weighs where a bit costs 1."""
+        tables, order = self.form.tables, self.form.order
+        offset = tables.offset.astype(np.float32) / np.float32(64)
+        return search.prices(train.costs(tables, order), offset, order)
 
     @cached_property
     def codes(self) -> tuple[Array, Array, Array, Array, Array]:
@@ -105,6 +101,17 @@ class Encoder:
     def _local(self) -> threading.local:
         return threading.local()
 
+    def _scratch(self) -> threading.local:
+        """This thread's buffers."""
+        form, local = self.form, self._local
+        if not hasattr(local, "bench"):
+            values = form.rows * form.columns * form.unit**2 * form.channels
+            local.planes = np.zeros(values, np.float32)
+            local.operations = np.zeros(MAX_OPERATIONS * values + 64 * form.rows * form.columns, np.int32)
+            local.out = np.zeros(2 * len(local.operations) + 8, np.uint8)
+            local.edges, local.bench = form.edges(), encoder.bench()
+        return local
+
     def operations(self, pixels: Array, kept: Array, q: int, colour: int) -> tuple[Array, int]:
         """The coding operations of an image: (int32 buffer, how many of it).
 
@@ -112,63 +119,52 @@ class Encoder:
         kept    uint8 (units,)
         colour  index of its rotation
         """
-        form, local = self.form, self._local
-        if not hasattr(local, "bench"):
-            values = form.rows * form.columns * form.unit**2 * form.channels
-            local.bench, local.edges = encoder.bench(), form.edges()
-            local.planes = np.zeros(values, np.float32)
-            local.operations = np.zeros(MAX_OPERATIONS * values + 64 * form.rows * form.columns, np.int32)
-            local.out = np.zeros(2 * len(local.operations) + 8, np.uint8)
-        scale = np.float32(1) / STEPS[q]
+        form, local = self.form, self._scratch()
+        scale, prices = np.float32(1) / STEPS[q], search.at_lagrange(self.prices, lagrange(q, form.tables.dependent))
         count = encoder.encode_image(
             _flat(pixels), form.height, form.width, kept, self._rotations[colour], scale, scale / CHROMA_STEP,
-            form.rows, local.edges, form.order, form.tables.coding, self.prices(q), EFFORTS.index(self.effort),
-            local.planes, local.bench, local.operations,
+            form.rows, local.edges, form.order, form.tables.coding, prices, EFFORTS.index(self.effort), local.planes,
+            local.bench, local.operations,
         )  # fmt: skip
         return local.operations, count
 
-    def _moments(self, pixels: Array, kept: Array) -> tuple[Array, int]:
-        """Sums of the second moments of the differences of neighbouring pixels, see encoder.moments; of how many."""
+    def moments(self, pixels: Array, kept: Array) -> Array:
+        """float64 (3, 3): mean second moments of the differences of neighbouring pixels; of one plane as of three that
+        are equal."""
         form = self.form
         three = pixels if form.channels == 3 else np.repeat(pixels, 3, 2)
-        total = encoder.moments(_flat(three), form.height, form.width, kept, form.columns, form.unit)
-        return total, max(1, 2 * int(kept.sum()) * form.unit**2)
+        found: Array = encoder.moments(_flat(three), form.height, form.width, kept, form.columns, form.unit)
+        return found
 
-    def _colour(self, total: Array, count: int) -> int:
-        """Index of the rotation for these moments."""
-        return int(encoder.nearest(total, count, self._rotations)) if self.form.channels == 3 else 0
+    def scale(self, moments: Array, bits: float) -> int:
+        """Scale index of an image with these moments at a nominal width."""
+        return scale_index(bits, self.effort, float(np.trace(moments)))
 
-    def moments(self, pixels: Array, kept: Array) -> Array:
-        """float64 (3, 3): mean second moments of the differences of neighbouring pixels; their trace is the activity.
-
-        Of one plane they are those of three that are equal.
-        """
-        total, count = self._moments(pixels, kept)
-        rr, gg, bb, rg, rb, gb = total
-        return np.array([[rr, rg, rb], [rg, gg, gb], [rb, gb, bb]]) / count
-
-    def encode(self, pixels: Array, kept: Array, q: int) -> tuple[bytes, int]:
-        """(payload, index of the rotation) of an image; arguments as of `operations`."""
-        colour = self._colour(*self._moments(pixels, kept))
-        return self._encode(pixels, kept, q, colour), colour
+    def colour(self, moments: Array) -> int:
+        """Index of the rotation of an image with these moments; 0 for one plane."""
+        return int(encoder.nearest(moments, self._rotations)) if self.form.channels == 3 else 0
 
     def encode_at(self, pixels: Array, kept: Array, bits: float) -> tuple[bytes, int, int]:
         """(payload, scale index, index of the rotation) of an image at a nominal width."""
-        total, count = self._moments(pixels, kept)
-        q = scale_index(bits, self.effort, int(total[:3].sum()) / count)
-        colour = self._colour(total, count)
+        moments = self.moments(pixels, kept)
+        q, colour = self.scale(moments, bits), self.colour(moments)
         return self._encode(pixels, kept, q, colour), q, colour
+
+    def encode(self, pixels: Array, kept: Array, q: int) -> tuple[bytes, int]:
+        """(payload, index of the rotation) of an image at a scale index."""
+        colour = self.colour(self.moments(pixels, kept))
+        return self._encode(pixels, kept, q, colour), colour
 
     def _encode(self, pixels: Array, kept: Array, q: int, colour: int) -> bytes:
         operations, count = self.operations(pixels, kept, q, colour)
-        out = self._local.out
+        out = self._scratch().out
         start = encoder.rans(operations, count, *self.codes, out)
         payload: bytes = out[start:].tobytes()
         return payload
 
     def count(self, pixels: Array, kept: Array, q: int) -> Array:
         """int64 (contexts, 16): how often the image has each symbol in each context."""
-        operations, count = self.operations(pixels, kept, q, self._colour(*self._moments(pixels, kept)))
+        operations, count = self.operations(pixels, kept, q, self.colour(self.moments(pixels, kept)))
         counts = np.zeros((2 * self.form.order.pairs + self.form.order.sides, 16), np.int64)
         encoder.count(operations, count, counts)
         return counts

@@ -80,11 +80,12 @@ class Prices(NamedTuple):
     lam: Any
 
 
-def prices(costs: Array, offset: Array, lam: float, order: Contexts) -> Prices:
-    """Prices from bits of every context (contexts * 16,), sign and raw bits not counted, and offsets (3,) in steps."""
+def prices(costs: Array, offset: Array, order: Contexts) -> Prices:
+    """Prices at lam = 1 from bits of every context (contexts * 16,), sign and raw bits not counted, and offsets (3,) in
+    steps."""
     bits = costs.reshape(-1, 16).astype(np.float64)
     bits[: 2 * order.pairs] += RAW_BITS
-    rows, row = np.unique((lam * bits).astype(np.float32), axis=0, return_inverse=True)
+    rows, row = np.unique(bits.astype(np.float32), axis=0, return_inverse=True)
     low = np.zeros((len(order.low), 256), np.float32)
     sizes = [*(size for size in UNITS if size <= order.unit), order.unit, order.unit]
     for kind, size in enumerate(sizes):
@@ -92,10 +93,16 @@ def prices(costs: Array, offset: Array, lam: float, order: Contexts) -> Prices:
         last = np.arange(256)
         if n:
             context = 2 * order.pairs + order.low[kind] + np.minimum(last >> n, 15)
-            low[kind] = lam * bits[context, last & ((1 << n) - 1)]
+            low[kind] = bits[context, last & ((1 << n) - 1)]
     points = np.append(0, offset).astype(np.float32)
     fine = np.rint(64 * points).astype(np.int64)
-    return Prices(row.ravel().astype(np.uint16), rows.ravel(), low.ravel(), points, fine, np.float32(lam))
+    return Prices(row.ravel().astype(np.uint16), rows.ravel(), low.ravel(), points, fine, np.float32(1))
+
+
+def at_lagrange(one: Prices, lam: float) -> Prices:
+    """Those at lam = 1 at another."""
+    factor = np.float32(lam)
+    return one._replace(price=one.price * factor, low=one.low * factor, lam=factor)
 
 
 @compiled

@@ -16,16 +16,11 @@ from dqcodec.codec.dct.contexts import scan
 
 Array = npt.NDArray[Any]
 
+NOTCHES = 16  # of a scale index, that make a step twice as large
 # Step of scale index q: 0.5 * 2^(q / 16), float32.
-STEPS: Array = (0.5 * 2.0 ** (np.arange(256) / 16)).astype(np.float32)
+STEPS: Array = (0.5 * 2.0 ** (np.arange(256) / NOTCHES)).astype(np.float32)
 PLAIN_NOTCHES = 9  # the plain quantiser's points lie one step apart, the dependent's two: 2^(9/16) evens the quality
 CHROMA_STEP = np.float32(1.08)  # steps of the second and third plane, in steps of the first
-
-
-def nominal_bits(scale: Array, dependent: bool) -> Array:
-    """float64: the width b whose step 2^(8 - b) scale indices have; see pack.scale_index."""
-    bits: Array = 9 - (scale.astype(np.float64) - (0 if dependent else PLAIN_NOTCHES)) / 16
-    return bits
 
 
 @cache
