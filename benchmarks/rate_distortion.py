@@ -368,9 +368,10 @@ def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
         print(contender.name, file=sys.stderr)
         curves[contender.name] = [theirs(contender, images, k) for k in useful(contender, images, goals)]
 
-    bits = nearest(curves[OURS], middle)["setting"]
+    taken = nearest(curves[OURS], middle)
+    bits = taken["setting"]
     rest = [{"effort": k, **ours(folder, path, images, seen, bits, k)[OURS]} for k in ("fast", "best")]
-    own = {row["effort"]: row for row in [{"effort": "default", **nearest(curves[OURS], middle)}, *rest]}
+    own = {"default": taken, **{row["effort"]: row for row in rest}}
     encode(folder, path, bits, "default")  # for the times
     best = {contender.name: nearest(curves[contender.name], middle) for contender in formats}
     chosen = {contender.name: (contender, best[contender.name]["setting"]) for contender in formats}

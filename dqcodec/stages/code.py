@@ -179,7 +179,7 @@ def _tables(images: Images, kept: Array, masks: Array | None, bits: Array, run: 
         for (place, pixels, units), seen in zip(sample, moments, strict=True)
     ]
     tables = replace(known, rotation=rotation)
-    counts = []
+    counts = []  # a megabyte each
     for done in (2, 3):
         counts.append(reduce(np.add, each(dct.Encoder(form(tables), options.effort).count, scaled, done)))
         tables = train.make(counts[-1], encoder.form.order, rotation, OFFSETS[known.dependent], known.dependent)

@@ -402,6 +402,8 @@ def test_a_bit_costs_less_where_steps_are_coarse(effort, most):
     bits = np.array([8, 5, 3.6, 3.1, 2.6, 1.6, 1])
     found = [lagrange(scale_index(b, effort), dependent(effort)) for b in bits]
     assert found == pytest.approx([most, most, most, most / 2**0.5, most / 2, most / 4, most / 4], rel=0.03)
+    every = [lagrange(q, dependent(effort)) for q in range(256)]
+    assert (np.diff(every) <= 0).all()
 
 
 @pytest.mark.parametrize("effort", ["fast", "default"])
