@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import thread as pools
-from typing import TypeVar
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,6 +50,35 @@ def alone() -> None:
     threadpool_limits(1, user_api="openmp")
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block.
+
+    In the middle of a Condition it may leave a lock held for ever, and while a thread is forgotten it gets lost, since
+    what functions of weak references raise is only printed.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(signal_and_frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable[[T], R], item: T) -> SimpleQueue[Future[R]]:
+    """Gets the future once it is done. To wait for it is done in C, so that Ctrl-C comes before it or after it."""
+    done: SimpleQueue[Future[R]] = SimpleQueue()
+    with _uninterrupted():
+        pool.submit(function, item).add_done_callback(done.put)
+    return done
+
+
 def ordered_map(
     function: Callable[[T], R],
     items: Iterable[T],
@@ -78,22 +109,19 @@ def ordered_map(
 
     name = f"dqcodec-{next(_numbers)}-"
     pool = ThreadPoolExecutor(workers, name, initializer=begin)
-    waiting: deque[Future[R]] = deque()
+    waiting: deque[SimpleQueue[Future[R]]] = deque()
     try:
         for item in items:
             check()
-            waiting.append(pool.submit(function, item))
+            waiting.append(_submit(pool, function, item))
             if len(waiting) >= (ahead or 8 * workers):
-                yield waiting.popleft().result()
+                yield waiting.popleft().get().result()
         while waiting:
             check()
-            yield waiting.popleft().result()
+            yield waiting.popleft().get().result()
     finally:
-        ended.set()
-        # What was abandoned may be closed by one of the pool's own threads, as the garbage collector comes by there.
-        waits = threading.get_ident() not in threads
-        try:
-            pool.shutdown(waits, cancel_futures=True)
-        finally:  # Ctrl-C may come while it waits, or while a thread starts, of which the pool does not know then
-            while waits and any(thread.name.startswith(name) for thread in threading.enumerate()):
-                time.sleep(0.001)
+        with _uninterrupted():
+            ended.set()
+            # What was abandoned may be closed by one of its own threads, as the garbage collector comes by there.
+            pool.shutdown(threading.get_ident() not in threads, cancel_futures=True)
+            del pool

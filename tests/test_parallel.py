@@ -1,6 +1,11 @@
 import gc
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -57,3 +62,29 @@ def test_a_forked_process_does_not_wait_for_its_parents_threads(taken):
     assert process.exitcode == 0
     assert queue.get() == "a forked process cannot go on with an iterator of its parent; make a new one"
     assert list(results) == list(range(taken, 10))
+
+
+def test_ctrl_c_at_any_moment():
+    """KeyboardInterrupt and nothing else comes out of it, at once, and no thread is left behind."""
+    code = """
+import os, random, signal, sys, time
+for line in sys.stdin:
+    time.sleep(random.uniform(0, 0.004))
+    os.kill(int(sys.argv[1]), signal.SIGINT)
+"""
+    ask = subprocess.Popen([sys.executable, "-c", code, str(os.getpid())], stdin=subprocess.PIPE, text=True, bufsize=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for _ in range(1000):
+            with pytest.raises(KeyboardInterrupt):
+                ask.stdin.write("now\n")
+                for _ in range(300):  # a second
+                    list(ordered_map(lambda n: sum(range(50 * n)), range(20), 4))
+    finally:
+        ask.stdin.close()
+        ask.wait(10)
+        signal.signal(signal.SIGINT, before)
+    end = time.monotonic() + 10  # it may have come just before a map ends its threads
+    while threading.active_count() > 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dqcodec-")]

@@ -357,7 +357,7 @@ def test_no_thread_is_left():
 def test_ctrl_c():
     """In an endless training: KeyboardInterrupt in the loop, no thread is left, and the process ends."""
     code = f"""
-import signal, threading
+import signal, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import dqcodec
 def train(loader):
@@ -367,7 +367,9 @@ def train(loader):
 try:
     train(dqcodec.DQZLoader(dqcodec.DQZDataset({str(RGB)!r}, fill="mean"), 2, workers=4))
 except KeyboardInterrupt:
-    pass
+    end = time.monotonic() + 10
+while threading.active_count() > 1 and time.monotonic() < end:
+    time.sleep(0.01)
 print("\\nleft", [t.name for t in threading.enumerate()], flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
