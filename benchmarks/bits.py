@@ -3,10 +3,10 @@
     python benchmarks/bits.py TRAIN NAME [TEST]      FOLDER/<class>/*; results/bits-NAME.json, .png
 
 Distance: a proxy is trained on the images of TRAIN (at most 15,000), and distances and coded bytes of 4,000 of them are
-measured, with no patch dropped, at the mean width and a bit less and more. Beside each other, at the same mean width:
-equal widths, `rank`, and `auto` as `--bits auto` does it, from the outer two of the three widths; and what would be the
-least if widths had no limits and a bit divided every distance by the same number, geometric over arithmetic mean: how
-far the distances differ bounds what can be gained.
+measured, with no patch dropped, at the mean width and up to two bits less and more. Beside each other, at the same mean
+width: equal widths, `rank`, and `auto` as `--bits auto` does it, from the distances a bit below and a bit above the
+mean; and what would be the least if all of these widths had been measured and any of them taken: no way of choosing can
+do better.
 The picture shows the ten images with the smallest and the ten with the largest distances at 4 bits of `pixel`, as the
 paper's Figure 2 does.
 
@@ -28,6 +28,8 @@ from common import RESULTS, read_images, save
 from PIL import Image
 
 from dqcodec.bits import REACH, REACH_BY_BYTES, allocate, allocate_bytes, rank, with_middle
+from dqcodec.codec.quantize import MAX_BITS
+from dqcodec.container.spec import LEAST_BITS
 from dqcodec.models import proxy
 from dqcodec.parallel import alone, default_workers, ordered_map
 from dqcodec.sources.folder import scan
@@ -38,7 +40,7 @@ CASES = (("pixel", 3.0), ("pixel", 4.0), ("pixel", 5.0), ("dct", 3.5), ("dct", 4
 TRAINED = (("dct", 3.0),)
 MOST, MEASURED, LEARNED = 15_000, 4000, 10_000
 SEEDS = 5
-TINY = np.finfo(float).tiny  # no distance of 0 in a logarithm
+WIDEST = 2  # bits less and more
 CPU = torch.device("cpu")
 Array = Any
 
@@ -71,16 +73,21 @@ def measure_all(
 
 def compare(model: proxy.Proxy, images: Array, labels: Array, transform: str, mean: float, epoch: float) -> Any:
     """Total distance and bytes by way of choosing widths, relative to equal ones; seconds relative to an epoch."""
-    widths, place = [mean - REACH, mean, mean + REACH], np.arange(len(images))
+    place = np.arange(len(images))
+    low, high = max(LEAST_BITS[transform], mean - WIDEST), min(MAX_BITS, mean + WIDEST)
+    widths = [mean + more for more in range(-WIDEST, WIDEST + 1) if low <= mean + more <= high]
+    equal = widths.index(mean)
     start = time.perf_counter()
-    measure_all(model, images, labels, transform, [widths[0], widths[2]], False)
+    measure_all(model, images, labels, transform, [mean - REACH, mean + REACH], False)
     cost = (time.perf_counter() - start) / len(images) / epoch
     found, sizes, _ = measure_all(model, images, labels, transform, widths, True)
-    middle, ends = found[:, 1], np.minimum.accumulate(found[:, [0, 2]], 1)
+    ends = np.minimum.accumulate(found[:, [equal - 1, equal + 1]], 1)
+    steps = np.broadcast_to(np.arange(len(widths)), found.shape)
     ways = {
-        "equal": np.ones(len(place), np.int64),
-        "rank": rank(middle),
-        "auto": allocate(with_middle(ends), len(place)),
+        "equal": np.full(len(place), equal),
+        "rank": equal - 1 + rank(found[:, equal]),
+        "auto": equal - 1 + allocate(with_middle(ends), len(place)),
+        "least": allocate_bytes(found, steps, equal * len(place)),
     }
     return {
         "transform": transform,
@@ -88,8 +95,7 @@ def compare(model: proxy.Proxy, images: Array, labels: Array, transform: str, me
         "epochs of the proxy": round(cost, 2),
         "widths": widths,
         "mean distance by width": found.mean(0).tolist(),
-        "distance": {way: float(found[place, k].sum() / middle.sum()) for way, k in ways.items()},
-        "geometric over arithmetic mean": float(np.exp(np.log(middle + TINY).mean()) / middle.mean()),
+        "distance": {way: float(found[place, k].sum() / found[:, equal].sum()) for way, k in ways.items()},
         "bytes": {way: float(sizes[place, k].mean()) for way, k in ways.items()},
         "samples by width": {way: np.bincount(k, minlength=len(widths)).tolist() for way, k in ways.items()},
     }

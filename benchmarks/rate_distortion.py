@@ -21,7 +21,8 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ TWO = ", two threads"
 BESIDE = "WebP"  # what two threads gain by it says what the machine has for a second one
 SSIM_IMAGES = 100
 ROUNDS, ENCODE_ROUNDS = 15, 7
+BATCHES = 10  # in which images are decoded
 MANY = 1000  # images that one round of encoding is enough for
 MARGIN = 3.0  # dB around the goals that the settings cover, judged by FEW images
 FEW = 20
@@ -200,33 +202,38 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def split(samples: Any) -> list[Any]:
+    size = -(-len(samples) // BATCHES)
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
 def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple[Contender, float]]) -> tuple[Row, Row]:
     """ms an image, bytes to pixels, of `images`, which are ours at `seen`: the median and the fastest of the rounds;
     and how many times faster two threads are.
 
-    Everything takes its turn in each round; ratios are the median of those within a round.
+    Everything takes its turn in each round; ratios are the median of those within a round. Two threads take one batch
+    after the other, as those of a loader do, and nobody keeps what they made.
     """
 
     def decode_all(contender: Contender, files: list[bytes]) -> None:
         for data in files:
             contender.decode(data)
 
-    def in_two(decode: Callable[[Any], Any], halves: Sequence[Any]) -> None:
-        list(pool.map(decode, halves))
+    def by_batch(map: Callable[..., Iterator[Any]], decode: Callable[[Any], Any], batches: Sequence[Any]) -> None:
+        deque(map(decode, batches), maxlen=0)
 
-    halves = np.array_split(seen, 2)
+    batches = split(seen)
     with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(path, filter=True) as filtered, ThreadPoolExecutor(2) as pool:
         jobs: dict[str, Callable[[], Any]] = {
-            OURS: lambda: list(map(file.images, halves)),
-            FILTERED: lambda: list(map(filtered.images, halves)),
-            OURS + TWO: partial(in_two, file.images, halves),
+            OURS: partial(by_batch, map, file.images, batches),
+            FILTERED: partial(by_batch, map, filtered.images, batches),
+            OURS + TWO: partial(by_batch, pool.map, file.images, batches),
         }
         for name, (contender, setting) in chosen.items():
             files = [contender.encode(image, setting) for image in images]
             jobs[name] = partial(decode_all, contender, files)
             if name == BESIDE:
-                parts = files[: len(halves[0])], files[len(halves[0]) :]
-                jobs[name + TWO] = partial(in_two, partial(decode_all, contender), parts)
+                jobs[name + TWO] = partial(by_batch, pool.map, partial(decode_all, contender), split(files))
         for job in jobs.values():
             job()
         rounds = [{name: seconds(job) for name, job in jobs.items()} for _ in range(ROUNDS)]
