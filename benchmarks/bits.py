@@ -74,8 +74,8 @@ def measure_all(
 def compare(model: proxy.Proxy, images: Array, labels: Array, transform: str, mean: float, epoch: float) -> Any:
     """Total distance and bytes by way of choosing widths, relative to equal ones; seconds relative to an epoch."""
     place = np.arange(len(images))
-    low, high = max(LEAST_BITS[transform], mean - WIDEST), min(MAX_BITS, mean + WIDEST)
-    widths = [mean + more for more in range(-WIDEST, WIDEST + 1) if low <= mean + more <= high]
+    near = [mean + more for more in range(-WIDEST, WIDEST + 1)]
+    widths = [width for width in near if LEAST_BITS[transform] <= width <= MAX_BITS]
     equal = widths.index(mean)
     start = time.perf_counter()
     measure_all(model, images, labels, transform, [mean - REACH, mean + REACH], False)

@@ -219,8 +219,8 @@ def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple
         for data in files:
             contender.decode(data)
 
-    def by_batch(map: Callable[..., Iterator[Any]], decode: Callable[[Any], Any], batches: Sequence[Any]) -> None:
-        deque(map(decode, batches), maxlen=0)
+    def by_batch(mapped: Callable[..., Iterator[Any]], decode: Callable[[Any], Any], batches: Sequence[Any]) -> None:
+        deque(mapped(decode, batches), maxlen=0)
 
     batches = split(seen)
     with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(path, filter=True) as filtered, ThreadPoolExecutor(2) as pool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import threading
@@ -24,7 +23,6 @@ def default_workers() -> int:
 
 
 _thread = threading.local()
-_numbers = itertools.count()
 
 
 def beside_others() -> bool:
@@ -107,8 +105,7 @@ def ordered_map(
         if os.getpid() != process:  # threads are not forked: nobody would do the tasks
             raise RuntimeError("a forked process cannot go on with an iterator of its parent; make a new one")
 
-    name = f"dqcodec-{next(_numbers)}-"
-    pool = ThreadPoolExecutor(workers, name, initializer=begin)
+    pool = ThreadPoolExecutor(workers, "dqcodec-", initializer=begin)
     waiting: deque[SimpleQueue[Future[R]]] = deque()
     try:
         for item in items:

@@ -85,7 +85,11 @@ for line in sys.stdin:
         ask.stdin.close()
         ask.wait(10)
         signal.signal(signal.SIGINT, before)
+
+    def left():
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("dqcodec-")]
+
     end = time.monotonic() + 10  # it may have come just before a map ends its threads
-    while threading.active_count() > 1 and time.monotonic() < end:
+    while left() and time.monotonic() < end:
         time.sleep(0.01)
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dqcodec-")]
+    assert left() == []
