@@ -48,7 +48,7 @@ TWO = ", two threads"
 BESIDE = "WebP"  # what two threads gain by it says what the machine has for a second one
 SSIM_IMAGES = 100
 ROUNDS, ENCODE_ROUNDS = 15, 7
-BATCHES = 10  # in which images are decoded
+BATCHES = 20  # in which images are decoded
 MANY = 1000  # images that one round of encoding is enough for
 MARGIN = 3.0  # dB around the goals that the settings cover, judged by FEW images
 FEW = 20
@@ -226,8 +226,8 @@ def decode_times(path: Path, seen: Array, images: Array, chosen: dict[str, tuple
     with dqcodec.DQZFile(path) as file, dqcodec.DQZFile(path, filter=True) as filtered, ThreadPoolExecutor(2) as pool:
         jobs: dict[str, Callable[[], Any]] = {
             OURS: partial(by_batch, map, file.images, batches),
-            FILTERED: partial(by_batch, map, filtered.images, batches),
             OURS + TWO: partial(by_batch, pool.map, file.images, batches),
+            FILTERED: partial(by_batch, map, filtered.images, batches),
         }
         for name, (contender, setting) in chosen.items():
             files = [contender.encode(image, setting) for image in images]
