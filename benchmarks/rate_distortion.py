@@ -12,18 +12,19 @@ with all its columns; the others count their bare image files, one an image, eac
 at each PSNR. LIMIT and --others take images evenly spaced over the folder; PSNR and SSIM of every format are those of
 the images that the others see, and so are the payloads of ours there, with an equal share of everything else in the
 file. Bytes between two settings are interpolated, log bytes against PSNR. Encoding is timed at the width at which each
-effort has about the PSNR of the times of decoding.
+effort has about the PSNR of the times of decoding; these are taken in a process of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -382,7 +383,8 @@ def measure(folder: Path, path: Path, given: argparse.Namespace) -> Row:
     encode(folder, path, bits, "default")  # for the times
     best = {contender.name: nearest(curves[contender.name], middle) for contender in formats}
     chosen = {contender.name: (contender, best[contender.name]["setting"]) for contender in formats}
-    times, gained = decode_times(path, seen, images, chosen)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # as that of a training run
+        times, gained = fresh.submit(decode_times, path, seen, images, chosen).result()
     return {
         "question": __doc__.splitlines()[0],
         "images": len(every),
