@@ -51,6 +51,10 @@ def test_the_layout_of_a_file_is_as_described():
         assert member in described
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)(.*?)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/results/README.md", "benchmarks/results/accuracy.md"])
+def test_links_lead_somewhere(page):
+    path = Path(__file__).parent.parent / page
+    links = re.findall(r"\]\((?!https?:)(.*?)\)", path.read_text())
+    assert links
+    for target in links:
+        assert (path.parent / target).exists(), target
